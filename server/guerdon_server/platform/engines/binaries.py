@@ -92,7 +92,7 @@ def _valkey_programs() -> Iterator[Path]:
 
 
 def _version(path: Path) -> str:
-    """"18.6" of a program; "0" if it cannot run here (wrong libc or architecture)."""
+    """ "18.6" of a program; "0" if it cannot run here (wrong libc or architecture)."""
     try:
         done = subprocess.run(  # noqa: S603  our own program
             [path, "--version"], capture_output=True, text=True, timeout=_VERSION_TIMEOUT_SECONDS, check=True

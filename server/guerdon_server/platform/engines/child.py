@@ -2,7 +2,8 @@
 
 A program of its own instead of a `preexec_fn`, which may deadlock in a parent with threads. Standard library only,
 and nothing of this package, so that it starts fast: `python -I -S child.py PARENT SIGNAL UID GID CAPABILITY COMMAND…`,
-where `-` stands for none. With `?` as the command it exits 0 if the user can enter (read) all the folders (files) that follow.
+where `-` stands for none. With `?` as the command it exits 0 if the user can enter all the folders, and read all the
+files, that follow.
 
 The death signal is bound to the *thread* that forked; it is set after the change of user, which would clear it.
 """

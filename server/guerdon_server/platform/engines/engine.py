@@ -142,7 +142,8 @@ class Engine(ABC):
         """How to recognise the process later."""
 
     async def _after_start(self) -> None:
-        """What has to exist inside the running engine."""
+        """Make what has to exist inside the running engine."""
+        return
 
     def _parts(self) -> Sequence[int]:
         """Process ids of the engine's own children."""
@@ -201,5 +202,3 @@ def _started(pid: int) -> float:
         return float(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:  # it ended at once; the wait for readiness will tell
         return 0.0
-
-

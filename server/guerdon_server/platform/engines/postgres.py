@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from guerdon_server.platform.engines import process as processes
 from guerdon_server.platform.engines.binaries import Binary
 from guerdon_server.platform.engines.engine import Engine
 from guerdon_server.platform.engines.errors import DataFolderError, EngineStartError
-from guerdon_server.platform.engines.folder import ProcessRecord
+from guerdon_server.platform.engines.folder import ProcessRecord, write_private
 from guerdon_server.platform.engines.process import Progress, RunAs
 
 USER = "guerdon"
@@ -110,9 +111,7 @@ class PostgresEngine(Engine):
 
     async def _prepare(self) -> None:
         program = await asyncio.to_thread(lambda: self._program)
-        self._binary, self._run_as = await asyncio.to_thread(
-            privileges.arrange, program, self.data_dir, self._cluster
-        )
+        self._binary, self._run_as = await asyncio.to_thread(privileges.arrange, program, self.data_dir, self._cluster)
         if not (self._cluster / "PG_VERSION").exists():
             await self._initialize()
         major = (self._cluster / "PG_VERSION").read_text().strip()
@@ -129,9 +128,7 @@ class PostgresEngine(Engine):
         password = self.data_dir / ".postgres-password"
         await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700)
-        password.unlink(missing_ok=True)
-        with open(os.open(password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(self._secrets.postgres_password)
+        write_private(password, self._secrets.postgres_password)
         if self._run_as is not None:
             os.chown(scratch, self._run_as.uid, self._run_as.gid)
             os.chown(password, self._run_as.uid, self._run_as.gid)
@@ -157,8 +154,7 @@ class PostgresEngine(Engine):
             run_as=self._run_as,
         )
         try:
-            while child.poll() is None:
-                await asyncio.sleep(processes.POLL_SECONDS)
+            await processes.wait_until(lambda: child.poll() is not None, math.inf)
         finally:
             if child.poll() is None:  # cancelled
                 child.kill()

@@ -84,7 +84,9 @@ def _copied(binary: Binary, folder: Path) -> Binary:
         shutil.rmtree(scratch, ignore_errors=True)
         for part in (inside.parts[0], f"{inside.parts[0]}.libs"):  # the second holds libraries found by $ORIGIN
             if (binary.root / part).exists():
-                shutil.copytree(binary.root / part, scratch / part, ignore=shutil.ignore_patterns("*.a", "*.py*", "include"))
+                shutil.copytree(
+                    binary.root / part, scratch / part, ignore=shutil.ignore_patterns("*.a", "*.py*", "include")
+                )
         _open_to_all(scratch)
         try:
             scratch.rename(target)

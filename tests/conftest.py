@@ -1,0 +1,112 @@
+"""Real engines for every test: one PostgreSQL and one Valkey per session, a fresh database per test."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from guerdon_server.platform import postgres, redis
+from guerdon_server.platform.engines import Engines
+
+_TEMPLATE = "guerdon_template"
+_REDIS_DATABASES = 16
+_numbers = itertools.count(1)
+
+
+def migration_sources() -> tuple[Traversable, Sequence[Traversable]]:
+    """The folders of the versioned and of the repeatable SQL."""
+    root = files("guerdon_server")
+    modules = sorted((root / "core").iterdir(), key=lambda folder: folder.name)
+    return root / "migrations", [sql for module in modules if (sql := module / "postgres" / "sql").is_dir()]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One event loop for the whole session: the engines and pools live in it."""
+    for item in items:
+        if pytest_asyncio.is_async_test(item):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+@pytest.fixture(scope="session")
+def short_tmp() -> Iterator[Path]:
+    """A folder of this session, removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="guerdon-tests-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def engines(short_tmp: Path) -> AsyncIterator[Engines]:
+    """PostgreSQL and Valkey, fast and not durable. Don't kill these: start your own for that."""
+    async with Engines(short_tmp / "engines", durable=False, debug_command=True) as engines:
+        yield engines
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def migrated_template(engines: Engines) -> str:
+    """Name of a database that has been migrated; no one may connect to it while it is being copied."""
+    connection = await postgres.connect(engines.postgres_dsn)
+    await connection.execute(f"CREATE DATABASE {_TEMPLATE}")
+    await connection.close()
+    versioned, repeatable = migration_sources()
+    await postgres.migrate(engines.postgres.dsn_for(_TEMPLATE), versioned=versioned, repeatable=repeatable)
+    return _TEMPLATE
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def empty_database(engines: Engines) -> AsyncIterator[str]:
+    """DSN of a fresh database without the schema."""
+    async for dsn in _fresh_database(engines, "template0"):
+        yield dsn
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def database(engines: Engines, migrated_template: str) -> AsyncIterator[str]:
+    """DSN of a fresh, migrated database; dropped afterwards, whoever is still connected."""
+    async for dsn in _fresh_database(engines, migrated_template):
+        yield dsn
+
+
+async def _fresh_database(engines: Engines, template: str) -> AsyncIterator[str]:
+    name = f"test_{next(_numbers)}"
+    connection = await postgres.connect(engines.postgres_dsn)
+    try:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
+        yield engines.postgres.dsn_for(name)
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await connection.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def pool(database: str) -> AsyncIterator[postgres.Pool]:
+    """A pool on the fresh database."""
+    pool = await postgres.create_pool(database, size_min=1, size_max=10, application_name="test")
+    yield pool
+    pool.terminate()  # a test that failed may have left connections out
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def redis_url(engines: Engines) -> str:
+    """URL of an empty database of the session's Valkey, its own among the last 16 tests. FLUSHALL is your right too."""
+    url = engines.redis_url.rsplit("/", 1)[0] + f"/{next(_numbers) % _REDIS_DATABASES}"
+    client = redis.connect(url)
+    await client.flushdb()
+    await client.aclose()
+    return url
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def redis_client(redis_url: str) -> AsyncIterator[redis.Client]:
+    """A client on it."""
+    client = redis.connect(redis_url)
+    yield client
+    await client.aclose()
