@@ -144,7 +144,7 @@ def run(command: Sequence[str], doing: str) -> None:
 def is_ready(stages: Sequence[str]) -> bool:
     """As seen by the venv's own Python, whose version is part of the fingerprint."""
     command = [str(PYTHON), "-I", "-S", __file__, "--check", *(["--dev"] if "dev" in stages else [])]
-    return PYTHON.exists() and subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    return PYTHON.exists() and subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0  # noqa: S603
 
 
 def why_rebuild() -> str | None:
@@ -156,7 +156,7 @@ def why_rebuild() -> str | None:
         return f"it was made in {LOCATION.read_text(encoding='utf-8')}"
     probe = [str(PYTHON), "-I", "-c", "import pip, sys; print('%d.%d' % sys.version_info[:2])"]
     try:
-        answer = subprocess.run(probe, capture_output=True, text=True, check=True).stdout.strip()
+        answer = subprocess.run(probe, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         return "its Python does not run any more"
     ours = "{}.{}".format(*sys.version_info[:2])
