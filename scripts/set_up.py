@@ -132,13 +132,21 @@ def run(command: Sequence[str], doing: str) -> None:
         log.write(f"\n$ {json.dumps(command)}\n".encode())
         log.flush()
         start_of_output = log.tell()
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False)  # noqa: S603
+        # The lock is inherited: should we be killed, it holds until the orphan has stopped writing to .venv.
+        done = subprocess.run(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, close_fds=False, check=False
+        )
     if done.returncode == 0:
         if time.monotonic() - started > 1:
             say(f"  done in {time.monotonic() - started:.0f} s")
         return
     output = LOG.read_bytes()[start_of_output:].decode(errors="replace").splitlines()
-    raise SetUpError("\n".join([f"{doing} failed (status {done.returncode}):", *output[-40:], f"All of it: {LOG}"]))
+    lines = [f"{doing} failed (status {done.returncode}):", *output[-40:]]
+    if "pip" in command:
+        lines.append(
+            "Packages come from wherever pip is set up to look (pip config list); the first run needs that place."
+        )
+    raise SetUpError("\n".join([*lines, f"All output: {LOG}"]))
 
 
 def is_ready(stages: Sequence[str]) -> bool:
@@ -206,6 +214,7 @@ def embedded_engines_fit() -> bool:
 def one_at_a_time() -> Iterator[None]:
     """Hold the checkout's set-up lock: on the folder itself, so that no file is left and a dead holder frees it."""
     folder = os.open(ROOT, os.O_RDONLY)
+    os.set_inheritable(folder, True)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
