@@ -1,0 +1,62 @@
+"""Mutations by request id: each happens once, and a repetition is recognised. Owns the table guerdon.operation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from guerdon_server.core.ledger.postgres.statements import Session
+from guerdon_server.platform.errors import Code, ServiceError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_CLAIM = """
+INSERT INTO guerdon.operation (method, request_id, content, principal, done_at)
+VALUES ($1, $2, $3::jsonb, $4, guerdon.now()) ON CONFLICT DO NOTHING RETURNING true
+"""
+_RECALL = "SELECT content FROM guerdon.operation WHERE method = $1 AND request_id = $2"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks for a mutation, and under which id it may be repeated."""
+
+    request_id: str
+    principal: str
+
+
+async def claim(session: Session, method: str, content: DataclassInstance, caller: Caller) -> bool:
+    """Whether this is the first time; False: it was done before, with the same content.
+
+    Call it first in the transaction: it waits for a concurrent twin, and whoever is refused later leaves no trace.
+    Raises ALREADY_EXISTS / REQUEST_ID_REUSED, which names the first field that differs, for other content.
+    """
+    asked = _canonical(content)
+    if await session.fetchval(_CLAIM, method, caller.request_id, json.dumps(asked), caller.principal):
+        return True
+    done = json.loads(await session.fetchval(_RECALL, method, caller.request_id))
+    if done == asked:
+        return False
+    field = next(name for name in (*asked, *done) if asked.get(name, ...) != done.get(name, ...))
+    raise ServiceError(
+        Code.ALREADY_EXISTS,
+        "REQUEST_ID_REUSED",
+        f"request_id {caller.request_id} was used for another {method}: {field} differs. Use a new request_id.",
+        metadata={"request_id": caller.request_id, "field": field},
+    )
+
+
+def _canonical(content: DataclassInstance) -> Mapping[str, Any]:
+    """What JSON gives back, so that what was stored compares equal."""
+    fields: Mapping[str, Any] = json.loads(json.dumps(asdict(content), default=_instant))
+    return fields
+
+
+def _instant(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} in the content of an operation")

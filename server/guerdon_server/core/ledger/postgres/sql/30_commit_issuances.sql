@@ -1,0 +1,310 @@
+-- The authority: commits a batch of admitted requests, or refuses each with its reason. One call, one transaction.
+--
+-- Inputs: one array element for each item, in arrival order (core/ledger/model.py: CommitItem). A request key appears
+-- at most once in a batch; items of a group are adjacent.
+-- Output: one row of arrays in the same order (CommitResult), and the instant of the batch.
+-- Writes: subject, account, request, transfer, batch.
+-- Raises: GD001 another transaction took one of the request keys after it was looked up: call again, it will be seen.
+--
+-- Why this order (deadlocks and stale reads are what it closes; tests/ledger shows each):
+--   1. promotion locks, shared, sorted: pausing, new versions and new epochs take them exclusively, so what is read
+--      of the promotion below stays true until the commit;
+--   2. missing subjects and accounts inserted, sorted: an insert waits for a concurrent twin, and nobody who holds an
+--      account's lock waits here;
+--   3. all touched accounts locked, sorted by id;
+--   4. *then, in later statements* (their snapshots see what others committed while we waited): time, promotions,
+--      request keys, balances;
+--   5. decided in arrival order with plain accumulators: what an earlier item of the batch took is taken;
+--   6. written once: one net update for each account, request keys sorted and last, so that two transactions can
+--      meet on a key only when both hold all their accounts.
+CREATE OR REPLACE FUNCTION guerdon.commit_issuances(
+    i_promotion bigint[], i_version bigint[], i_epoch bigint[], i_admission bigint[], i_request text[],
+    i_user text[], i_prize bigint[], i_entrance bigint[], i_basis bigint[], i_value bigint[],
+    i_reference text[], i_principal int[], i_group int[], p_worker bigint,
+    OUT code smallint[], OUT issuance bigint[], OUT expires_at timestamptz[], OUT observed bigint[],
+    OUT threshold bigint[], OUT booked_at timestamptz
+)
+LANGUAGE plpgsql VOLATILE
+-- A plan made while the tables were small must still be right when they are large.
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    GRANTED CONSTANT smallint := 0;
+    EXISTS_ALREADY CONSTANT smallint := 1;
+    CANCELLED CONSTANT smallint := 2;
+    FENCED CONSTANT smallint := 3;
+    STALE_EPOCH CONSTANT smallint := 4;
+    STALE_VERSION CONSTANT smallint := 5;
+    NOT_STARTED CONSTANT smallint := 6;
+    PAUSED CONSTANT smallint := 7;
+    ENDED CONSTANT smallint := 8;
+    VALIDITY_PASSED CONSTANT smallint := 9;
+    LIMIT_REACHED CONSTANT smallint := 10;
+    SOLD_OUT CONSTANT smallint := 11;
+    BUDGET_EXHAUSTED CONSTANT smallint := 12;
+    ACCOUNT_LIMIT CONSTANT smallint := 13;
+    GROUP_NOT_GRANTED CONSTANT smallint := 14;
+    BALANCE_MAX CONSTANT bigint := 4611686018427387904; -- 2^62: no sum of two overflows
+
+    n int := cardinality(i_request);
+    c smallint;
+    -- Of each item.
+    subjects bigint[];
+    stock_accounts bigint[];
+    holding_accounts bigint[];
+    budget_accounts bigint[];
+    credit_accounts bigint[]; -- wallet or liability
+    wallet_assets bigint[]; -- where the value goes to a wallet
+    limits bigint[];
+    untils timestamptz[];
+    days int[];
+    places int[]; -- of the accounts of each item in the arrays below: stock, holding, budget, credit, n of each
+    known_outcomes smallint[];
+    known_admissions bigint[];
+    epochs bigint[];
+    versions bigint[];
+    states smallint[];
+    -- Of each touched account.
+    account_ids bigint[];
+    credits_before bigint[];
+    balances bigint[];
+    floors bigint[];
+    debit_sums bigint[];
+    credit_sums bigint[];
+    -- Counts.
+    granted_count int := 0;
+    transfer_count int := 0;
+    batch_id bigint;
+    written int;
+    missing int;
+    group_start int;
+    group_failed boolean;
+    debit_total numeric;
+    credit_total numeric;
+    transferred numeric;
+    v bigint;
+    stock_place int;
+    holding_place int;
+    budget_place int;
+    credit_place int;
+BEGIN
+    -- 1. Promotions.
+    FOR v IN SELECT DISTINCT p FROM unnest(i_promotion) p ORDER BY p LOOP
+        PERFORM pg_advisory_xact_lock_shared(v);
+    END LOOP;
+
+    -- 2. Subjects and accounts.
+    SELECT array_agg(s.sid ORDER BY u.ord), count(*) FILTER (WHERE s.sid IS NULL)
+    INTO subjects, missing
+    FROM unnest(i_user) WITH ORDINALITY u(user_id, ord) LEFT JOIN guerdon.subject s ON s.user_id = u.user_id;
+    IF missing > 0 THEN
+        INSERT INTO guerdon.subject (user_id)
+        SELECT DISTINCT u.user_id
+        FROM unnest(i_user, subjects) u(user_id, sid) WHERE u.sid IS NULL ORDER BY u.user_id
+        ON CONFLICT DO NOTHING;
+        SELECT array_agg(s.sid ORDER BY u.ord) INTO subjects
+        FROM unnest(i_user) WITH ORDINALITY u(user_id, ord) JOIN guerdon.subject s ON s.user_id = u.user_id;
+    END IF;
+
+    SELECT array_agg(p.stock_account ORDER BY x.ord), array_agg(p.budget_account ORDER BY x.ord),
+        array_agg(p.liability_account ORDER BY x.ord),
+        array_agg(CASE WHEN p.liability_account IS NULL THEN p.asset END ORDER BY x.ord),
+        array_agg(p.limit_per_user ORDER BY x.ord), array_agg(p.valid_until ORDER BY x.ord),
+        array_agg(p.valid_days ORDER BY x.ord)
+    INTO stock_accounts, budget_accounts, credit_accounts, wallet_assets, limits, untils, days
+    FROM unnest(i_prize) WITH ORDINALITY x(prize, ord) JOIN guerdon.prize p ON p.sid = x.prize;
+    ASSERT cardinality(stock_accounts) = n, 'a prize does not exist';
+
+    FOR attempt IN 1..2 LOOP
+        SELECT array_agg(a.id ORDER BY x.ord), count(*) FILTER (WHERE a.id IS NULL)
+        INTO holding_accounts, missing
+        FROM unnest(subjects, i_prize) WITH ORDINALITY x(subject, prize, ord)
+        LEFT JOIN guerdon.account a ON a.kind = 3 AND a.owner = x.subject AND a.item = x.prize;
+        SELECT array_agg(CASE WHEN x.asset IS NULL THEN x.liability ELSE a.id END ORDER BY x.ord),
+            missing + count(*) FILTER (WHERE x.asset IS NOT NULL AND a.id IS NULL)
+        INTO credit_accounts, missing
+        FROM unnest(subjects, wallet_assets, credit_accounts) WITH ORDINALITY x(subject, asset, liability, ord)
+        LEFT JOIN guerdon.account a ON a.kind = 6 AND a.owner = x.subject AND a.item = x.asset;
+        EXIT WHEN missing = 0;
+        ASSERT attempt = 1, 'an account could not be inserted';
+        INSERT INTO guerdon.account (kind, owner, item)
+        SELECT DISTINCT 3, x.subject, x.prize
+        FROM unnest(subjects, i_prize, holding_accounts) x(subject, prize, id) WHERE x.id IS NULL
+        UNION ALL
+        SELECT DISTINCT 6, x.subject, x.asset
+        FROM unnest(subjects, wallet_assets, credit_accounts) x(subject, asset, id)
+        WHERE x.id IS NULL AND x.asset IS NOT NULL
+        ORDER BY 1, 2, 3
+        ON CONFLICT DO NOTHING;
+    END LOOP;
+
+    -- 3. Accounts, sorted; `places` says where in the sorted list the four accounts of each item are.
+    SELECT array_agg(x.place ORDER BY x.ord)
+    INTO places
+    FROM (
+        SELECT u.ord, (dense_rank() OVER (ORDER BY u.id))::int AS place
+        FROM unnest(stock_accounts || holding_accounts || budget_accounts || credit_accounts)
+            WITH ORDINALITY u(id, ord)
+    ) x;
+    PERFORM a.id FROM guerdon.account a
+    WHERE a.id = ANY (stock_accounts || holding_accounts || budget_accounts || credit_accounts)
+    ORDER BY a.id FOR NO KEY UPDATE;
+
+    -- 4. What is true now.
+    booked_at := guerdon.now();
+    SELECT array_agg(a.id ORDER BY a.id), array_agg(a.credits ORDER BY a.id),
+        array_agg(a.credits - a.debits ORDER BY a.id), array_agg(a.floor ORDER BY a.id)
+    INTO account_ids, credits_before, balances, floors
+    FROM guerdon.account a
+    WHERE a.id = ANY (stock_accounts || holding_accounts || budget_accounts || credit_accounts);
+    debit_sums := array_fill(0::bigint, ARRAY[cardinality(account_ids)]);
+    credit_sums := debit_sums;
+
+    SELECT array_agg(r.outcome ORDER BY x.ord), array_agg(r.admission ORDER BY x.ord)
+    INTO known_outcomes, known_admissions
+    FROM unnest(i_promotion, i_request) WITH ORDINALITY x(promotion, request_id, ord)
+    LEFT JOIN guerdon.request r ON r.promotion = x.promotion AND r.request_id = x.request_id;
+
+    SELECT array_agg(p.gate_epoch ORDER BY x.ord), array_agg(p.version ORDER BY x.ord),
+        array_agg(guerdon.effective_state(p.state, p.starts_at, p.ends_at, booked_at) ORDER BY x.ord)
+    INTO epochs, versions, states
+    FROM unnest(i_promotion) WITH ORDINALITY x(promotion, ord) JOIN guerdon.promotion p ON p.sid = x.promotion;
+
+    -- 5. Decide.
+    code := array_fill(GRANTED, ARRAY[n]);
+    issuance := array_fill(NULL::bigint, ARRAY[n]);
+    expires_at := array_fill(NULL::timestamptz, ARRAY[n]);
+    observed := issuance;
+    threshold := issuance;
+    FOR i IN 1..n LOOP
+        IF i_group[i] = 0 OR i = 1 OR i_group[i] <> i_group[i - 1] THEN
+            group_start := i;
+            group_failed := false;
+        END IF;
+        stock_place := places[i];
+        holding_place := places[n + i];
+        c := CASE
+            WHEN known_outcomes[i] = 1 THEN EXISTS_ALREADY
+            WHEN known_outcomes[i] = 3 THEN CANCELLED
+            WHEN known_outcomes[i] = 2 AND known_admissions[i] >= i_admission[i] THEN FENCED
+            WHEN epochs[i] <> i_epoch[i] THEN STALE_EPOCH
+            WHEN versions[i] <> i_version[i] THEN STALE_VERSION
+            WHEN states[i] <= 2 THEN NOT_STARTED
+            WHEN states[i] = 4 THEN PAUSED
+            WHEN states[i] >= 5 THEN ENDED
+            WHEN untils[i] <= booked_at THEN VALIDITY_PASSED
+            WHEN limits[i] > 0 AND credits_before[holding_place] + credit_sums[holding_place] >= limits[i]
+                THEN LIMIT_REACHED
+            WHEN balances[stock_place] - debit_sums[stock_place] - 1 < floors[stock_place] THEN SOLD_OUT
+            WHEN balances[stock_place] - debit_sums[stock_place] <= -BALANCE_MAX THEN ACCOUNT_LIMIT
+            ELSE GRANTED
+        END;
+        IF c = GRANTED AND budget_accounts[i] IS NOT NULL THEN
+            budget_place := places[2 * n + i];
+            credit_place := places[3 * n + i];
+            IF balances[budget_place] - debit_sums[budget_place] - i_value[i] < floors[budget_place] THEN
+                c := BUDGET_EXHAUSTED;
+            ELSIF balances[budget_place] - debit_sums[budget_place] - i_value[i] <= -BALANCE_MAX
+                OR balances[credit_place] + credit_sums[credit_place] + i_value[i] >= BALANCE_MAX THEN
+                c := ACCOUNT_LIMIT;
+            ELSE
+                debit_sums[budget_place] := debit_sums[budget_place] + i_value[i];
+                credit_sums[credit_place] := credit_sums[credit_place] + i_value[i];
+            END IF;
+        END IF;
+        code[i] := c;
+        IF c = GRANTED THEN
+            debit_sums[stock_place] := debit_sums[stock_place] + 1;
+            credit_sums[holding_place] := credit_sums[holding_place] + 1;
+        ELSIF c = FENCED THEN
+            observed[i] := known_admissions[i];
+            threshold[i] := i_admission[i];
+        ELSIF c = LIMIT_REACHED THEN
+            observed[i] := credits_before[holding_place] + credit_sums[holding_place];
+            threshold[i] := limits[i];
+        ELSIF c = SOLD_OUT THEN
+            observed[i] := balances[stock_place] - debit_sums[stock_place];
+            threshold[i] := 1;
+        ELSIF c = BUDGET_EXHAUSTED THEN
+            observed[i] := balances[budget_place] - debit_sums[budget_place];
+            threshold[i] := i_value[i];
+        END IF;
+        IF i_group[i] <> 0 THEN
+            group_failed := group_failed OR c NOT IN (GRANTED, EXISTS_ALREADY);
+            IF group_failed AND (i = n OR i_group[i + 1] <> i_group[i]) THEN
+                FOR j IN group_start..i LOOP
+                    CONTINUE WHEN code[j] <> GRANTED;
+                    code[j] := GROUP_NOT_GRANTED;
+                    debit_sums[places[j]] := debit_sums[places[j]] - 1;
+                    credit_sums[places[n + j]] := credit_sums[places[n + j]] - 1;
+                    IF budget_accounts[j] IS NOT NULL THEN
+                        debit_sums[places[2 * n + j]] := debit_sums[places[2 * n + j]] - i_value[j];
+                        credit_sums[places[3 * n + j]] := credit_sums[places[3 * n + j]] - i_value[j];
+                    END IF;
+                END LOOP;
+            END IF;
+        END IF;
+    END LOOP;
+    FOR i IN 1..n LOOP
+        IF code[i] = GRANTED THEN
+            granted_count := granted_count + 1;
+            transfer_count := transfer_count + 1 + (budget_accounts[i] IS NOT NULL)::int;
+            issuance[i] := nextval('guerdon.issuance_id');
+            expires_at[i] := coalesce(untils[i], booked_at + days[i] * interval '24 hours');
+        END IF;
+    END LOOP;
+    IF granted_count = 0 THEN
+        RETURN;
+    END IF;
+
+    -- 6. Write.
+    INSERT INTO guerdon.batch (kind, booked_at, issuance_count, transfer_count, worker)
+    VALUES (1, booked_at, granted_count, transfer_count, p_worker) RETURNING id INTO batch_id;
+
+    INSERT INTO guerdon.transfer (batch, kind, debit, credit, amount, issuance)
+    SELECT batch_id, 7, x.stock, x.holding, 1, x.issuance
+    FROM unnest(stock_accounts, holding_accounts, issuance) x(stock, holding, issuance)
+    WHERE x.issuance IS NOT NULL
+    UNION ALL
+    SELECT batch_id, 8, x.budget, x.credit, x.value, x.issuance
+    FROM unnest(budget_accounts, credit_accounts, i_value, issuance) x(budget, credit, value, issuance)
+    WHERE x.issuance IS NOT NULL AND x.budget IS NOT NULL;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    ASSERT written = transfer_count, 'transfers written are not those decided';
+
+    UPDATE guerdon.account a SET debits = a.debits + x.debit, credits = a.credits + x.credit
+    FROM unnest(account_ids, debit_sums, credit_sums) x(id, debit, credit)
+    WHERE a.id = x.id AND (x.debit <> 0 OR x.credit <> 0);
+
+    INSERT INTO guerdon.request AS r (promotion, request_id, outcome, admission, issuance_id, batch, subject, prize,
+        entrance, basis, value, reference, principal, issued_at, expires_at)
+    SELECT x.promotion, x.request_id, 1, x.admission, x.issuance, batch_id, x.subject, x.prize,
+        x.entrance, x.basis, x.value, x.reference, x.principal, booked_at, x.expires_at
+    FROM unnest(i_promotion, i_request, i_admission, issuance, subjects, i_prize, i_entrance, i_basis, i_value,
+        i_reference, i_principal, expires_at)
+        x(promotion, request_id, admission, issuance, subject, prize, entrance, basis, value, reference, principal,
+            expires_at)
+    WHERE x.issuance IS NOT NULL
+    ORDER BY x.promotion, x.request_id COLLATE "C"
+    ON CONFLICT (promotion, request_id) DO UPDATE SET
+        outcome = 1, admission = excluded.admission, issuance_id = excluded.issuance_id, batch = excluded.batch,
+        subject = excluded.subject, prize = excluded.prize, entrance = excluded.entrance, basis = excluded.basis,
+        value = excluded.value, reference = excluded.reference, principal = excluded.principal,
+        issued_at = excluded.issued_at, expires_at = excluded.expires_at
+    WHERE r.outcome = 2 AND r.admission < excluded.admission;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    IF written <> granted_count THEN
+        RAISE EXCEPTION 'a request key was taken while its batch was decided' USING ERRCODE = 'GD001';
+    END IF;
+
+    SELECT sum(d), sum(k) INTO debit_total, credit_total FROM unnest(debit_sums, credit_sums) x(d, k);
+    SELECT granted_count + coalesce(sum(x.value), 0) INTO transferred
+    FROM unnest(i_value, issuance, budget_accounts) x(value, issuance, budget)
+    WHERE x.issuance IS NOT NULL AND x.budget IS NOT NULL;
+    ASSERT debit_total = credit_total AND debit_total = transferred, 'debits and credits of a batch differ';
+END
+$$;

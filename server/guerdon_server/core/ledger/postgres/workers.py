@@ -1,0 +1,72 @@
+"""Workers (server processes), leases of background jobs, principals: who acts."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from guerdon_server.platform.postgres import Pool
+
+
+class Workers:
+    """Registers this process and tells which others are dead. Instants are the database's clock (never the offset)."""
+
+    def __init__(self, pool: Pool, *, lease_seconds: float) -> None:
+        self._pool = pool
+        self._lease_seconds = lease_seconds
+        self._principals: dict[str, int] = {}
+
+    async def register(self) -> int:
+        """A new incarnation for this process."""
+        incarnation: int = await self._pool.fetchval(
+            "INSERT INTO guerdon.worker (host, pid, started_at, seen_at)"
+            " VALUES ($1, $2, clock_timestamp(), clock_timestamp()) RETURNING incarnation",
+            socket.gethostname(),
+            os.getpid(),
+        )
+        return incarnation
+
+    async def beat(self, incarnation: int) -> None:
+        """Say that this process lives; do it a few times within `lease_seconds`."""
+        await self._pool.execute(
+            "UPDATE guerdon.worker SET seen_at = clock_timestamp() WHERE incarnation = $1", incarnation
+        )
+
+    async def stop(self, incarnation: int) -> None:
+        """Say that this process is gone: nothing of it is in flight any more."""
+        await self._pool.execute(
+            "UPDATE guerdon.worker SET stopped_at = clock_timestamp() WHERE incarnation = $1", incarnation
+        )
+
+    async def living(self) -> set[int]:
+        """Incarnations that were seen within the lease."""
+        rows = await self._pool.fetch(
+            "SELECT incarnation FROM guerdon.worker"
+            " WHERE stopped_at IS NULL AND seen_at > clock_timestamp() - $1 * interval '1 second'",
+            self._lease_seconds,
+        )
+        return {row[0] for row in rows}
+
+    async def lead(self, job: str, incarnation: int) -> bool:
+        """Take or keep the lease of a job; True while this process is the one to do it."""
+        holder = await self._pool.fetchval(
+            "INSERT INTO guerdon.lease AS l (job, worker, expires_at)"
+            " VALUES ($1, $2, clock_timestamp() + $3 * interval '1 second')"
+            " ON CONFLICT (job) DO UPDATE SET worker = excluded.worker, expires_at = excluded.expires_at"
+            " WHERE l.worker = excluded.worker OR l.expires_at < clock_timestamp() RETURNING worker",
+            job,
+            incarnation,
+            self._lease_seconds,
+        )
+        return bool(holder == incarnation)
+
+    async def principal(self, name: str) -> int:
+        """The surrogate of a principal; known ones cost nothing."""
+        sid = self._principals.get(name)
+        if sid is None:
+            await self._pool.execute(
+                "INSERT INTO guerdon.principal (principal) VALUES ($1) ON CONFLICT DO NOTHING", name
+            )
+            sid = await self._pool.fetchval("SELECT sid FROM guerdon.principal WHERE principal = $1", name)
+            self._principals[name] = sid
+        return sid

@@ -1,0 +1,127 @@
+"""All settings of a server. Where a name ends in `_max`, exceeding it is refused or bounded, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from guerdon_server.platform.config import Conflict, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One frozen object, built once at start. Environment: GUERDON_ and the name in capitals."""
+
+    postgres_dsn: str = setting(
+        doc="PostgreSQL >= 15, the authority: postgresql://USER:PASSWORD@HOST/DATABASE.", secret=True
+    )
+    redis_url: str = setting(doc="Redis >= 7 or Valkey >= 8, the gate: redis://:PASSWORD@HOST:PORT/0.", secret=True)
+
+    grpc_host: str = setting(default="127.0.0.1", doc="Address on which gRPC is served.")
+    grpc_port: int = setting(default=7450, minimum=0, maximum=65535, doc="Port of gRPC; 0 takes a free one.")
+    metrics_host: str = setting(default="127.0.0.1", doc="Address on which Prometheus metrics are served.")
+    metrics_port: int = setting(default=7451, minimum=0, maximum=65535, doc="Port of the metrics; 0 takes a free one.")
+
+    message_bytes_max: int = setting(
+        default=4 << 20, minimum=64 << 10, maximum=64 << 20, doc="The largest request that is read."
+    )
+    connection_age_seconds_max: int = setting(
+        default=600,
+        minimum=10,
+        maximum=86400,
+        doc="Connections are moved after this, so that load spreads over workers.",
+    )
+    requests_in_flight_max: int = setting(
+        default=2000, minimum=1, maximum=100_000, doc="Calls being answered at once; more are refused as OVERLOADED."
+    )
+    drain_seconds_max: float = setting(
+        default=20.0, minimum=0, maximum=600, doc="On SIGTERM, how long calls in flight may take to finish."
+    )
+
+    postgres_connections_max: int = setting(
+        default=8, minimum=2, maximum=200, doc="Connections for reads and the catalogue, besides those that commit."
+    )
+    statement_cache_items_max: int = setting(
+        default=256,
+        minimum=0,
+        maximum=10_000,
+        doc="Prepared statements a connection keeps; 0 behind a pgbouncer before 1.21.",
+    )
+
+    admit_batch_items_max: int = setting(default=1000, minimum=1000, maximum=2000, doc="Items of one call to the gate.")
+    admit_batches_in_flight_max: int = setting(
+        default=2, minimum=1, maximum=16, doc="Calls to the gate at once, for each promotion."
+    )
+    admit_queue_items_max: int = setting(
+        default=20_000,
+        minimum=1000,
+        maximum=1_000_000,
+        doc="Items that may wait for the gate; more are refused as OVERLOADED.",
+    )
+    commit_batch_items_max: int = setting(default=1000, minimum=1000, maximum=5000, doc="Items of one commit.")
+    commit_batches_in_flight_max: int = setting(
+        default=2, minimum=1, maximum=16, doc="Commits at once; each has a connection of its own."
+    )
+    commit_queue_items_max: int = setting(
+        default=20_000,
+        minimum=1000,
+        maximum=1_000_000,
+        doc="Items that may wait for a commit; more are refused as OVERLOADED.",
+    )
+    commit_seconds_max: float = setting(
+        default=10.0,
+        minimum=0.1,
+        maximum=300,
+        doc="After this a commit without an answer counts as unknown and is fenced.",
+    )
+    twin_wait_ms_max: int = setting(
+        default=1000,
+        minimum=0,
+        maximum=60_000,
+        doc="How long a repeated request waits for its first attempt in flight.",
+    )
+
+    lease_seconds: float = setting(
+        default=5.0, minimum=1, maximum=300, doc="A worker not seen for this long is dead: its admissions are fenced."
+    )
+    admission_age_ms_max: int = setting(
+        default=30_000,
+        minimum=1000,
+        maximum=3_600_000,
+        doc="Open admissions older than this are looked at by the sweeper.",
+    )
+    reconcile_interval_ms: int = setting(
+        default=1000, minimum=50, maximum=60_000, doc="How often the gate is compared with the ledger."
+    )
+    catalogue_poll_ms: int = setting(
+        default=1000, minimum=50, maximum=60_000, doc="How often changes of the catalogue are looked for."
+    )
+    catalogue_promotions_max: int = setting(
+        default=10_000, minimum=10, maximum=1_000_000, doc="Promotions kept in memory; others are read when asked for."
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        default="info", doc="The least level that is logged."
+    )
+    log_format: Literal["auto", "json", "console"] = setting(
+        default="auto", doc="json, console, or auto: console on a terminal, else json."
+    )
+    test_mode: bool = setting(default=False, doc="Allows what only tests may do: moving the clock.")
+
+    def validate(self) -> Iterator[Conflict]:
+        """What single fields can't say."""
+        if self.grpc_port and self.grpc_port == self.metrics_port and self.grpc_host == self.metrics_host:
+            yield Conflict(("grpc_port", "metrics_port"), "two different ports", "Move one of them.")
+        if self.commit_queue_items_max < self.commit_batch_items_max:
+            yield Conflict(
+                ("commit_queue_items_max", "commit_batch_items_max"),
+                "a queue that holds at least one batch",
+                "Raise commit_queue_items_max.",
+            )
+        if self.admit_queue_items_max < self.admit_batch_items_max:
+            yield Conflict(
+                ("admit_queue_items_max", "admit_batch_items_max"),
+                "a queue that holds at least one batch",
+                "Raise admit_queue_items_max.",
+            )
