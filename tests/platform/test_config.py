@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+
 from guerdon_server.platform.config import Conflict, Loaded, Problem, SettingsError, load, setting, to_toml_template
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from guerdon_server.platform.logs import LogFormat, RepeatLimit, configure_logging, in_request, log_uncaught
 
 logger = logging.getLogger("app.part")

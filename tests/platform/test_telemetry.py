@@ -12,6 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 import uvloop
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
 from guerdon_server.platform.telemetry import (
     LoopLag,
     MetricsServer,
@@ -20,10 +25,6 @@ from guerdon_server.platform.telemetry import (
     TallyHistogramFamily,
     new_registry,
 )
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 METHODS = {"/app.v1.Shop/Buy": "unary", "/app.v1.Shop/Watch": "server_stream"}

@@ -1,9 +1,10 @@
 """Prometheus metrics: a registry, an HTTP endpoint on a port of its own, cheap tallies for the hot path.
 
-Use prometheus-client's own types wherever an event is rarer than a request. What happens per request uses the tallies:
-plain integers without a lock, about 0.06 µs a count and 0.13 µs an observation, against 0.4 and 0.9 µs of a
-prometheus-client child (CPython 3.11), and 1 µs more when its labels are looked up each time. They are written from
-one thread, the event loop's; a scrape reads them from another and may miss the increments of that instant.
+Use prometheus-client's own types wherever an event is rarer than a request. What happens per request uses the tallies,
+plain integers without a lock: measured on CPython 3.11, about 0.06 µs a count and 0.15 µs an observation, against 0.4
+and 0.9 µs of a prometheus-client child (1 µs more when its labels are looked up each time); the three RPC metrics
+together 0.4 against 2.2 µs. They are written from one thread, the event loop's; a scrape reads them from another and
+may miss the increments of that instant.
 """
 
 from __future__ import annotations
