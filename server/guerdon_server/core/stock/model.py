@@ -1,0 +1,192 @@
+"""The gate's words: what is asked of it, what it answers. Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from guerdon_server.platform.errors import Code, ServiceError
+
+# Redis computes in doubles: integers up to here are exact, and beyond it the gate refuses instead of rounding.
+EXACT_MAX = 2**53 - 1
+ID_MAX = 2**63 - 1
+CLAIMS_MAX = 3
+NO_LIMIT = "-"
+RETRY_AFTER_MS = 200
+
+
+class Status(enum.IntEnum):
+    """How a script answers for the whole call. The values are those of STATUS in lua/prelude.lua."""
+
+    OPEN = 0
+    CLOSED = 1
+    SUPERSEDED = 2
+    NOT_PREPARED = 3
+    INEXACT = 4
+
+
+class AdmitCode(enum.IntEnum):
+    """The gate's answer to one item. The values are those in lua/admit.lua."""
+
+    ADMITTED = 1
+    PENDING = 2
+    GRANTED_BEFORE = 3
+    LIMIT_REACHED = 4
+    REFUSED = 5
+    UNKNOWN_RESOURCE = 6
+
+
+class SettleCode(enum.Enum):
+    """What became of an admission. The values are the letters of lua/settle.lua.
+
+    GRANTED: the commit granted it. GIVEN_BACK: it will never be granted (refused durably, fenced, or never sent).
+    REPLAYED: the commit found an earlier grant of the same request; what the admission took goes back.
+    """
+
+    GRANTED = "g"
+    GIVEN_BACK = "b"
+    REPLAYED = "r"
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """`value`: (monotone number << 24 | random), 63 bit; `run_id`: of the Redis process on which it was loaded."""
+
+    value: int
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceState:
+    """A ledger account with a floor, as the ledger sees it, in minor units.
+
+    capacity: initial + top-ups − recalls; used: what commits have taken of it; version: grows with every change of
+    capacity. Raises ValueError beyond what the gate can count exactly.
+    """
+
+    resource: int
+    capacity: int
+    version: int
+    used: int
+
+    def __post_init__(self) -> None:
+        assert 0 < self.resource <= ID_MAX
+        for name in ("capacity", "version", "used"):
+            if not 0 <= getattr(self, name) <= EXACT_MAX:
+                raise ValueError(f"resource {self.resource}: {name} {getattr(self, name)} is not in 0..{EXACT_MAX}")
+
+
+@dataclass(frozen=True, slots=True)
+class AdmitItem:
+    """One request at the gate.
+
+    admission: chosen by the worker, 63 bit, for this one call: a re-admission takes a new one. limit_key: what is
+    counted against limit_max, or `NO_LIMIT`. claims: up to 3 of (resource, amount), distinct resources, amounts
+    1..2^53-1. Ids have no spaces and no "@".
+    """
+
+    admission: int
+    request_id: str
+    limit_key: str = NO_LIMIT
+    limit_max: int = 0
+    claims: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The gate's answer to one item; only the fields of its code are set.
+
+    sure: a refusal can't hide a replay, because the markers know every granted request. While it is False (just after
+    a rebuild) ask the ledger for a grant of the request before telling anybody LIMIT_REACHED or REFUSED.
+    twin: PENDING: the open admission of the same request. observed: LIMIT_REACHED. resource: REFUSED,
+    UNKNOWN_RESOURCE. remaining: REFUSED.
+    """
+
+    epoch: int
+    code: AdmitCode
+    sure: bool
+    twin: int = 0
+    observed: int = 0
+    resource: int = 0
+    remaining: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """One answer per item, in order, all under one epoch: the commit must be given it."""
+
+    epoch: int
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What became of one admission. observed: with GIVEN_BACK, the count of its limit key that the ledger saw."""
+
+    admission: int
+    code: SettleCode
+    observed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAdmission:
+    """An admission that nobody has settled yet; age_ms by the clock of Redis."""
+
+    admission: int
+    request_id: str
+    limit_key: str
+    claims: tuple[tuple[int, int], ...]
+    age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAdmissions:
+    """oldest: the oldest first, at most as many as asked for; total: how many are open."""
+
+    epoch: int
+    total: int
+    oldest: Sequence[OpenAdmission]
+
+
+@dataclass(frozen=True, slots=True)
+class GateState:
+    """What Redis holds of a group. open_epoch: admits under it, or None; loading_epoch: a rebuild has prepared it.
+
+    complete: the markers know every granted request. open_admissions: how many. backfill_cursor: the last request id
+    that a backfill has marked ("" none); backfill_age_ms: since it last did (None: none ever did).
+    """
+
+    run_id: str
+    open_epoch: int | None
+    loading_epoch: int | None
+    complete: bool
+    open_admissions: int
+    backfill_cursor: str
+    backfill_age_ms: int | None
+    resources: Sequence[ResourceState]
+
+
+class Reconciled(enum.Enum):
+    """What a reconciliation found, and did about it.
+
+    EQUAL: gate and ledger agree as far as can be seen. PUSHED: the ledger's newer capacities were sent. DRIFTED: the
+    gate was wrong and a new epoch was opened. CLOSED: nothing to compare, the gate is not open under our epoch.
+    """
+
+    EQUAL = "equal"
+    PUSHED = "pushed"
+    DRIFTED = "drifted"
+    CLOSED = "closed"
+
+
+class GateUnavailable(ServiceError):
+    """UNAVAILABLE / GATE_UNAVAILABLE: Redis is away or the group could not be opened in time. Nothing was granted."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            Code.UNAVAILABLE,
+            "GATE_UNAVAILABLE",
+            f"the gate can't admit now ({why}); retry with the same request id",
+            retry_after_ms=RETRY_AFTER_MS,
+        )

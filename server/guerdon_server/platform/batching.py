@@ -1,0 +1,196 @@
+"""Group commit without a timer: while a batch is in flight, the next one forms.
+
+Idle traffic pays no delay (the first submit of a loop tick starts a batch at the end of that tick), busy traffic
+batches by itself, and every queue has a named maximum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from guerdon_server.platform.errors import Code, ServiceError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+RETRY_AFTER_MS = 100
+
+
+class QueueFull(ServiceError):
+    """RESOURCE_EXHAUSTED / OVERLOADED: the queue is at its maximum; nothing was enqueued."""
+
+    def __init__(self, name: str, queue_items_max: int) -> None:
+        super().__init__(
+            Code.RESOURCE_EXHAUSTED,
+            "OVERLOADED",
+            f"{name}: {queue_items_max} items are waiting, the most that may; retry with the same request id",
+            metadata={"queue": name},
+            retry_after_ms=RETRY_AFTER_MS,
+        )
+
+
+class CoalescerClosed(ServiceError):
+    """UNAVAILABLE / SHUTTING_DOWN: the coalescer drains or has drained; nothing was enqueued."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            Code.UNAVAILABLE,
+            "SHUTTING_DOWN",
+            f"{name} accepts no more work; retry on another server with the same request id",
+            retry_after_ms=RETRY_AFTER_MS,
+        )
+
+
+class Coalescer(Generic[Item, Result]):
+    """Joins the chunks of many callers into batches for `run`, one future per chunk.
+
+    `run` gets between 1 and `items_max` items in order of arrival and returns as many results in the same order; its
+    exception goes to every waiter of that batch. A chunk is never split. At most `in_flight_max` batches run at once.
+
+    A caller's cancellation never cancels a batch. A chunk that was cancelled while still queued is not run at all;
+    one that was in flight is run to its end, and `on_dropped(items, results)` tells the owner what nobody waits for.
+
+    Metrics are plain attributes, to be read at any time: `queued_items`, `in_flight`, `batches_total`, `items_total`.
+    `on_batch(items, seconds)` is called after each batch, also after one that failed.
+
+    Belongs to the event loop in which `submit` is first called.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        *,
+        items_max: int,
+        in_flight_max: int,
+        queue_items_max: int,
+        name: str,
+        on_batch: Callable[[int, float], None] | None = None,
+        on_dropped: Callable[[Sequence[Item], Sequence[Result]], None] | None = None,
+    ) -> None:
+        assert items_max >= 1
+        assert in_flight_max >= 1
+        assert queue_items_max >= items_max, "a full batch must fit the queue"
+        self.name = name
+        self.queued_items = 0
+        self.in_flight = 0
+        self.batches_total = 0
+        self.items_total = 0
+        self._run = run
+        self._items_max = items_max
+        self._in_flight_max = in_flight_max
+        self._queue_items_max = queue_items_max
+        self._on_batch = on_batch
+        self._on_dropped = on_dropped
+        self._queue: deque[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._start_scheduled = False
+        self._closed = False
+        self._drained: asyncio.Future[None] | None = None
+
+    def submit(self, items: Sequence[Item]) -> asyncio.Future[Sequence[Result]]:
+        """Enqueue one chunk of 1..`items_max` items; await the future for its results, in the chunk's order.
+
+        Not a coroutine: this is the hot path of every request, and a future alone is cheaper than both.
+        Raises `QueueFull` and `CoalescerClosed` before anything is enqueued.
+        """
+        count = len(items)
+        assert 0 < count <= self._items_max, f"{self.name}: a chunk of {count} items, 1..{self._items_max} are possible"
+        if self._closed:
+            raise CoalescerClosed(self.name)
+        if self.queued_items + count > self._queue_items_max:
+            raise QueueFull(self.name, self._queue_items_max)
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[Sequence[Result]] = loop.create_future()
+        self._queue.append((items, future))
+        self.queued_items += count
+        if not self._start_scheduled and self.in_flight < self._in_flight_max:
+            self._start_scheduled = True
+            loop.call_soon(self._start)
+        return future
+
+    async def aclose(self) -> None:
+        """Refuse new work, finish what is queued and in flight, then return. Idempotent."""
+        self._closed = True
+        if self._queue or self.in_flight:
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)
+
+    def _start(self) -> None:
+        """Start as many batches as may be in flight."""
+        self._start_scheduled = False
+        assert self._loop is not None
+        while self._queue and self.in_flight < self._in_flight_max:
+            items, waiters = self._take()
+            if not items:
+                continue
+            self.in_flight += 1
+            task = self._loop.create_task(self._run_batch(items, waiters))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if self._drained is not None and not self._queue and not self.in_flight and not self._drained.done():
+            self._drained.set_result(None)
+
+    def _take(self) -> tuple[list[Item], list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]]]:
+        """The next batch: whole chunks, oldest first, without those that were cancelled while they waited."""
+        items: list[Item] = []
+        waiters: list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]] = []
+        queue = self._queue
+        while queue and len(items) + len(queue[0][0]) <= self._items_max:
+            waiter = queue.popleft()
+            self.queued_items -= len(waiter[0])
+            if not waiter[1].cancelled():
+                items.extend(waiter[0])
+                waiters.append(waiter)
+        return items, waiters
+
+    async def _run_batch(
+        self, items: list[Item], waiters: list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]]
+    ) -> None:
+        count = len(items)
+        started = time.perf_counter()
+        try:
+            results = await self._run(items)
+            assert len(results) == count, f"{self.name}: {len(results)} results for {count} items"
+        except BaseException as error:
+            for _, future in waiters:
+                if not future.done():
+                    future.set_exception(_as_exception(error, self.name))
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._hand_out(results, waiters)
+        finally:
+            self.in_flight -= 1
+            self.batches_total += 1
+            self.items_total += count
+            if self._on_batch is not None:
+                self._on_batch(count, time.perf_counter() - started)
+            self._start()
+
+    def _hand_out(
+        self, results: Sequence[Result], waiters: list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]]
+    ) -> None:
+        at = 0
+        for items, future in waiters:
+            until = at + len(items)
+            if not future.done():
+                future.set_result(results[at:until])
+            elif self._on_dropped is not None:
+                self._on_dropped(items, results[at:until])
+            at = until
+
+
+def _as_exception(error: BaseException, name: str) -> BaseException:
+    """A cancelled batch (its loop is being shut down) must not look to its waiters as if they had been cancelled."""
+    if isinstance(error, asyncio.CancelledError):
+        return RuntimeError(f"{name}: the batch was cancelled, its outcome is unknown")
+    return error
