@@ -10,6 +10,7 @@ import asyncpg
 
 from guerdon_server.core.ledger import statement
 from guerdon_server.core.ledger.model import Issuance
+from guerdon_server.core.ledger.ports import LedgerAway
 from guerdon_server.core.ledger.statement import (
     OF_PROMOTION,
     OF_USER,
@@ -58,7 +59,7 @@ class PostgresStatement:
     async def balances_of_user(
         self, user_id: str, limit: int, after: BalanceCursor | None
     ) -> tuple[list[Balance], BalanceCursor | None]:
-        sid = await self._pool.fetchval("SELECT sid FROM guerdon.subject WHERE user_id = $1", user_id)
+        sid = await self._fetchval("SELECT sid FROM guerdon.subject WHERE user_id = $1", user_id)
         if sid is None:
             return [], None
         return await self._balances(OF_USER, sid, limit, after, user_id=user_id)
@@ -76,7 +77,7 @@ class PostgresStatement:
         if account["id"] is None:
             return [], None
         start = _ID_MAX if before is None else before.transfer_id
-        rows = await self._pool.fetch(self._entries, account["id"], start, limit + 1)
+        rows = await self._fetch(self._entries, account["id"], start, limit + 1)
         if not rows:
             return [], None
         newest = rows[0]["balance"] if before is None else before.balance
@@ -95,11 +96,11 @@ class PostgresStatement:
                 debits=int(row["debits"]),
                 credits=int(row["credits"]),
             )
-            for row in await self._pool.fetch(self._trial_balance)
+            for row in await self._fetch(self._trial_balance)
         ]
 
     async def issuance(self, issuance_id: int) -> Issuance | None:
-        rows = await self._pool.fetch(self._issuances["issuance_id"], issuance_id, _ID_MAX, 1)
+        rows = await self._fetch(self._issuances["issuance_id"], issuance_id, _ID_MAX, 1)
         return Issuance(*rows[0]) if rows else None
 
     async def issuances(
@@ -108,32 +109,39 @@ class PostgresStatement:
         value: int | str | None
         if which.user_id:
             column = "subject"
-            value = await self._pool.fetchval("SELECT sid FROM guerdon.subject WHERE user_id = $1", which.user_id)
+            value = await self._fetchval("SELECT sid FROM guerdon.subject WHERE user_id = $1", which.user_id)
         elif which.promotion_id:
             column, value = "promotion", await self._promotion(which.promotion_id)
         else:
             column, value = "reference", which.reference
         if value is None:
             return [], None
-        rows = await self._pool.fetch(self._issuances[column], value, before or _ID_MAX, limit + 1)
+        rows = await self._fetch(self._issuances[column], value, before or _ID_MAX, limit + 1)
         found = [Issuance(*row) for row in rows[:limit]]
         return found, found[-1].issuance_id if len(rows) > limit else None
 
     async def _account(self, key: AccountKey) -> asyncpg.Record:
-        row = await self._pool.fetchrow(
+        (row,) = await self._fetch(
             self._account_by_key, key.kind, key.user_id, key.promotion_id, key.prize_id, key.asset
         )
-        assert row is not None
         if key.promotion_id and row["promotion"] is None:
             raise _promotion_not_found(key.promotion_id)
         if key.prize_id and row["prize"] is None:
             raise not_found("PRIZE_NOT_FOUND", f"There is no prize {key.prize_id}.", prize_id=key.prize_id)
         return row
 
+    async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        try:
+            return await self._pool.fetch(query, *arguments)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            raise LedgerAway(f"PostgreSQL does not answer: {error}") from error
+
+    async def _fetchval(self, query: str, *arguments: object) -> int | None:
+        rows = await self._fetch(query, *arguments)
+        return rows[0][0] if rows else None
+
     async def _promotion(self, promotion_id: str) -> int:
-        sid: int | None = await self._pool.fetchval(
-            "SELECT sid FROM guerdon.promotion WHERE promotion_id = $1", promotion_id
-        )
+        sid = await self._fetchval("SELECT sid FROM guerdon.promotion WHERE promotion_id = $1", promotion_id)
         if sid is None:
             raise _promotion_not_found(promotion_id)
         return sid
@@ -149,7 +157,7 @@ class PostgresStatement:
         promotion_id: str = "",
     ) -> tuple[list[Balance], BalanceCursor | None]:
         place, item = (1, 0) if after is None else (kinds.index(AccountKind(after.kind)) + 1, after.item)
-        rows = await self._pool.fetch(self._balances_of_owner, kinds, owner, place, item, limit + 1)
+        rows = await self._fetch(self._balances_of_owner, kinds, owner, place, item, limit + 1)
         page = rows[:limit]
         balances = [
             Balance(
