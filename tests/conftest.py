@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import shutil
 import tempfile
@@ -21,7 +22,8 @@ _REDIS_DATABASES = 16
 _numbers = itertools.count(1)
 
 
-def migration_sources() -> tuple[Traversable, Sequence[Traversable]]:
+@pytest.fixture(scope="session")
+def sql_sources() -> tuple[Traversable, Sequence[Traversable]]:
     """The folders of the versioned and of the repeatable SQL."""
     root = files("guerdon_server")
     modules = sorted((root / "core").iterdir(), key=lambda folder: folder.name)
@@ -51,12 +53,12 @@ async def engines(short_tmp: Path) -> AsyncIterator[Engines]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def migrated_template(engines: Engines) -> str:
+async def migrated_template(engines: Engines, sql_sources: tuple[Traversable, Sequence[Traversable]]) -> str:
     """Name of a database that has been migrated; no one may connect to it while it is being copied."""
     connection = await postgres.connect(engines.postgres_dsn)
     await connection.execute(f"CREATE DATABASE {_TEMPLATE}")
     await connection.close()
-    versioned, repeatable = migration_sources()
+    versioned, repeatable = sql_sources
     await postgres.migrate(engines.postgres.dsn_for(_TEMPLATE), versioned=versioned, repeatable=repeatable)
     return _TEMPLATE
 
@@ -81,9 +83,19 @@ async def _fresh_database(engines: Engines, template: str) -> AsyncIterator[str]
     try:
         await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
         yield engines.postgres.dsn_for(name)
+        await _disconnect_all(connection, name)
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()
+
+
+async def _disconnect_all(connection: postgres.Connection, name: str) -> None:
+    # DROP … FORCE does it too, but looks only every 100 ms whether they are gone.
+    for _ in range(200):
+        left = await connection.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        if not left:
+            return
+        await asyncio.sleep(0.005)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -45,7 +45,7 @@ class Engine(ABC):
         self.data_dir = make_folder(data_dir)
         self._secrets: Secrets = load_secrets(self.data_dir)
         self._port = port
-        self._port_chosen = port is None
+        self._port_may_change = port is None
         self._child: subprocess.Popen[bytes] | None = None
         self._on_progress: Progress = on_progress or (lambda _: None)
         self._lock = FolderLock(self.data_dir / f"{self.name}.lock")
@@ -170,15 +170,16 @@ class Engine(ABC):
             child = self._child = self._spawn(self._port)
             self._record(child.pid, _started(child.pid), self._port).save(self._record_path)
             if await self._became_ready(since):
+                self._port_may_change = False  # clients know it now
                 return
             self._child = None
             tail = processes.log_tail(self.log_path, since=since)
-            port_taken = "in use" in tail.lower() and "address" in tail.lower()
-            if not tries_left or not (port_taken or self._worth_another_try(tail)):
+            another_port = self._port_may_change and "address" in tail.lower() and "in use" in tail.lower()
+            if not tries_left or not (another_port or self._worth_another_try(tail)):
                 raise EngineStartError(
                     self.name, f"it ended with status {child.returncode}", log_path=self.log_path, log_tail=tail
                 )
-            if port_taken and self._port_chosen:
+            if another_port:
                 self._port = None
             await asyncio.sleep((_START_TRIES_MAX - tries_left) * 0.2)
 

@@ -24,11 +24,16 @@ def make_folder(path: Path) -> Path:
     """Create the data folder if it is missing; absolute path. One that exists keeps its permissions."""
     path = path.expanduser().absolute()
     if not path.exists():
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataFolderError(f"{path} cannot be made: {error}. Choose another data folder.") from error
         # Ours, so we may: as root another user has to get through to its own subfolder.
         path.chmod(0o711 if os.geteuid() == 0 else 0o700)
     elif not path.is_dir():
         raise DataFolderError(f"{path} is not a folder. Choose another data folder.")
+    elif path.stat().st_uid != os.geteuid() and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise DataFolderError(f"{path} belongs to another user. Choose another data folder, or run as that user.")
     (path / "logs").mkdir(mode=0o700, exist_ok=True)
     return path
 

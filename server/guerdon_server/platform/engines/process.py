@@ -114,6 +114,7 @@ async def end_process(
     send, ended = target
     for number, seconds in ladder:
         send(number)
+        send(signal.SIGCONT)  # one that is frozen would never see the first
         if await wait_until(ended, seconds):
             return
     raise EngineStopError(f"{name} is still there after SIGKILL. Look for a hanging disk, then try again.")

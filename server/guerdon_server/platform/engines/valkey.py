@@ -16,7 +16,7 @@ from guerdon_server.platform.engines.engine import Engine
 from guerdon_server.platform.engines.folder import ProcessRecord, write_private
 from guerdon_server.platform.engines.process import Progress
 
-_PROBE_SECONDS_MAX = 5.0
+_PROBE_SECONDS_MAX = 1.0  # it is asked again; a stranger on the port never answers
 
 
 class ValkeyEngine(Engine):
