@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from guerdon_server.core.ledger.postgres.statements import Session
-from guerdon_server.platform.errors import Code, ServiceError
+from guerdon_server.platform.errors import Code, ServiceError, failed_precondition
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -48,6 +48,17 @@ async def claim(session: Session, method: str, content: DataclassInstance, calle
         f"request_id {caller.request_id} was used for another {method}: {field} differs. Use a new request_id.",
         metadata={"request_id": caller.request_id, "field": field},
     )
+
+
+def check_etag(given: str, current: str, **ids: str) -> None:
+    """Raises FAILED_PRECONDITION / ETAG_MISMATCH if an etag is given and stale; `ids` name the resource."""
+    if given and given != current:
+        raise failed_precondition(
+            "ETAG_MISMATCH",
+            f"{', '.join(ids.values())} has changed since (etag {current}). Read it again, then decide anew.",
+            etag=current,
+            **ids,
+        )
 
 
 def _canonical(content: DataclassInstance) -> Mapping[str, Any]:
