@@ -299,14 +299,14 @@ def issuance_state(message: prize_pb2.GetIssuanceResponse) -> model.IssuanceStat
 
 def balance(message: account_pb2.Balance) -> model.Balance:
     return model.Balance(
-        account=_account_key(message.account),
+        account=account_key_of(message.account),
         balance_units=message.balance_units,
         debits_units=message.debits_units,
         credits_units=message.credits_units,
     )
 
 
-def _account_key(message: account_pb2.AccountKey) -> model.AccountKey:
+def account_key_of(message: account_pb2.AccountKey) -> model.AccountKey:
     return model.AccountKey(
         kind=ACCOUNT_KIND.member(message.kind),
         user_id=message.user_id,
@@ -322,7 +322,7 @@ def entry(message: account_pb2.Entry) -> model.Entry:
         kind=TRANSFER_KIND.member(message.kind),
         amount_units=message.amount_units,
         balance_units=message.balance_units,
-        counterpart=_account_key(message.counterpart),
+        counterpart=account_key_of(message.counterpart),
         issuance_id=message.issuance_id,
         booked_at=instant(message.booked_at),
     )
