@@ -1,0 +1,143 @@
+"""Issuances on the wire: one by id, and lists."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import json
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from guerdon.v1 import prize_pb2
+from guerdon_server.core.ledger.model import Issuance
+from guerdon_server.core.ledger.statement import IssuanceFilter, Statement
+from guerdon_server.platform.errors import Violation, invalid
+
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,18}")
+_NUMBER_MAX: Final = 2**63 - 1
+
+# --- until rpc/validation.py and rpc/paging.py are there ------------------------------------------------------------
+
+_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def check_id(violations: list[Violation], field: str, value: str) -> None:
+    if not _ID.fullmatch(value):
+        violations.append(Violation(field, "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"))
+
+
+def check_asset(violations: list[Violation], field: str, value: str) -> None:
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,31}(/[0-9]{1,2})?", value):
+        violations.append(Violation(field, 'must be like "COIN" or "USD/2"'))
+
+
+def check_page_size(violations: list[Violation], size: int) -> int:
+    if not 0 <= size <= 500:
+        violations.append(Violation("page_size", "must be 0 to 500"))
+    return size or 100
+
+
+def encode_token(scope: Sequence[str], position: Sequence[int]) -> str:
+    return base64.urlsafe_b64encode(json.dumps([list(scope), list(position)]).encode()).decode()
+
+
+def decode_token(violations: list[Violation], token: str, scope: Sequence[str], length: int) -> list[int] | None:
+    if not token:
+        return None
+    try:
+        of, position = json.loads(base64.urlsafe_b64decode(token))
+        numbers = [int(number) for number in position]
+    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
+        of, numbers = None, []
+    if of != list(scope) or len(numbers) != length or not all(abs(number) <= _NUMBER_MAX for number in numbers):
+        violations.append(Violation("page_token", "is not the next_page_token of the same list"))
+        return None
+    return numbers
+
+
+# --- issuances ------------------------------------------------------------------------------------------------------
+
+
+def issuance_to_wire(issuance: Issuance) -> prize_pb2.Issuance:
+    """The domain's issuance as a message. On the path of every grant, so fields are set one by one and instants by
+    hand: 3 µs, where keyword arguments and Timestamp.FromDatetime take 11 µs."""
+    message = prize_pb2.Issuance()
+    message.issuance_id = str(issuance.issuance_id)
+    message.promotion_id = issuance.promotion_id
+    message.entrance_id = issuance.entrance_id
+    message.prize_id = issuance.prize_id
+    message.user_id = issuance.user_id
+    message.request_id = issuance.request_id
+    if issuance.reference:
+        message.reference = issuance.reference
+    message.principal = issuance.principal
+    message.kind = issuance.kind  # type: ignore[assignment]  # the numbers are the wire's
+    if issuance.value is not None:
+        assert issuance.asset is not None
+        money = message.value
+        money.asset = issuance.asset
+        money.units = issuance.value
+    set_timestamp(message.issued_at, issuance.issued_at)
+    if issuance.expires_at is not None:
+        set_timestamp(message.expires_at, issuance.expires_at)
+    return message
+
+
+def set_timestamp(message: Timestamp, at: dt.datetime) -> None:
+    """Write an aware datetime into a message, to the microsecond."""
+    microsecond = at.microsecond
+    # timestamp() is a float: near the year 9999 it is off by tens of microseconds, so the whole seconds are rounded.
+    message.seconds = round(at.timestamp() - microsecond * 1e-6)
+    message.nanos = microsecond * 1000
+
+
+class IssuanceReads:
+    """The part of PrizeService that reads issuances."""
+
+    def __init__(self, statement: Statement) -> None:
+        self._statement = statement
+
+    async def by_id(self, issuance_id: str) -> prize_pb2.GetIssuanceResponse:
+        """GetIssuance by issuance id: granted, or absent."""
+        violations: list[Violation] = []
+        check_id(violations, "issuance_id", issuance_id)
+        _raise_if_any(violations)
+        found = None
+        if _NUMBER.fullmatch(issuance_id) and int(issuance_id) <= _NUMBER_MAX:
+            found = await self._statement.issuance(int(issuance_id))
+        if found is None:
+            return prize_pb2.GetIssuanceResponse(absent=prize_pb2.Absent())
+        return prize_pb2.GetIssuanceResponse(granted=issuance_to_wire(found))
+
+    async def ListIssuances(
+        self, request: prize_pb2.ListIssuancesRequest, principal: str
+    ) -> prize_pb2.ListIssuancesResponse:
+        """Issuances of a user, of a promotion, or with a reference, the newest first."""
+        violations: list[Violation] = []
+        which = request.WhichOneof("filter")
+        if which is None:
+            violations.append(Violation("filter", "must be one of user_id, promotion_id, reference"))
+        scope = ["issuances", str(which), getattr(request, which) if which else ""]
+        if which is not None:
+            check_id(violations, which, getattr(request, which))
+        size = check_page_size(violations, request.page_size)
+        position = decode_token(violations, request.page_token, scope, 1)
+        _raise_if_any(violations)
+        found, before = await self._statement.issuances(
+            IssuanceFilter(user_id=request.user_id, promotion_id=request.promotion_id, reference=request.reference),
+            size,
+            position[0] if position else None,
+        )
+        return prize_pb2.ListIssuancesResponse(
+            issuances=[issuance_to_wire(issuance) for issuance in found],
+            next_page_token="" if before is None else encode_token(scope, [before]),
+        )
+
+
+def _raise_if_any(violations: Sequence[Violation]) -> None:
+    if violations:
+        raise invalid(violations)
