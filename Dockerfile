@@ -1,4 +1,4 @@
-# Guerdon's server, for `docker run -e GUERDON_POSTGRES_DSN=... -e GUERDON_REDIS_URL=... -p 7500:7500 guerdon`.
+# Guerdon's server, for `docker run -e GUERDON_POSTGRES_DSN=... -e GUERDON_REDIS_URL=... -p 7450:7450 guerdon`.
 # The embedded PostgreSQL and Valkey are left out: in a container the engines have containers of their own.
 
 FROM python:3.13.9-slim-bookworm AS build
@@ -20,9 +20,11 @@ FROM python:3.13.9-slim-bookworm
 COPY --from=build /opt/guerdon /opt/guerdon
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin guerdon
 USER 10001
-ENV PATH=/opt/guerdon/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# On all addresses of the container; which of them the world sees is decided where it is run.
+ENV PATH=/opt/guerdon/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    GUERDON_GRPC_HOST=0.0.0.0 GUERDON_METRICS_HOST=0.0.0.0
 # gRPC, metrics
-EXPOSE 7500 7501
+EXPOSE 7450 7451
 # Finish what is in flight, then exit 0.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 CMD ["guerdon", "health"]
