@@ -83,7 +83,7 @@ class AdmitItem:
 
     admission: chosen by the worker, 63 bit, for this one call: a re-admission takes a new one. limit_key: what is
     counted against limit_max, or `NO_LIMIT`. claims: up to 3 of (resource, amount), distinct resources, amounts
-    1..2^53-1. Ids have no spaces and no "@".
+    1..2^53-1. Ids have no spaces (they separate the fields of an admission's record) and no "@" (the sentinel).
     """
 
     admission: int
@@ -91,6 +91,18 @@ class AdmitItem:
     limit_key: str = NO_LIMIT
     limit_max: int = 0
     claims: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        # Here and not where batches are made: a malformed item must not fail the others of its batch.
+        request_id, limit_key, claims = self.request_id, self.limit_key, self.claims
+        assert 0 < self.admission <= ID_MAX
+        assert request_id and "@" not in request_id and " " not in request_id, request_id  # noqa: PT018
+        assert limit_key and "@" not in limit_key and " " not in limit_key, limit_key  # noqa: PT018
+        assert limit_key == NO_LIMIT or 0 < self.limit_max <= EXACT_MAX
+        assert len(claims) <= CLAIMS_MAX
+        assert len(claims) < 2 or len({resource for resource, _ in claims}) == len(claims), "a resource twice"
+        for _, amount in claims:
+            assert 0 < amount <= EXACT_MAX
 
 
 @dataclass(frozen=True, slots=True)

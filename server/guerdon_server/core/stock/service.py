@@ -95,8 +95,8 @@ class _Group:
 class Gate:
     """Admits requests of gate groups against limits and resources, and keeps Redis true to the ledger.
 
-    One instance per event loop. `counts`, `settling` and `queued_items()` are for metrics; `on_batch(items, seconds)`
-    is called after each admitting script call.
+    One instance per event loop. For metrics: `counts`, `settling`, `queued_items()`, `in_flight_batches()`, and
+    `on_batch(items, seconds)`, called after each batch of items.
     """
 
     def __init__(
@@ -232,6 +232,10 @@ class Gate:
     def queued_items(self) -> int:
         """How many items wait to be sent to Redis, over all groups."""
         return sum(known.coalescer.queued_items for known in self._groups.values())
+
+    def in_flight_batches(self) -> int:
+        """How many admitting batches are under way, over all groups."""
+        return sum(known.coalescer.in_flight for known in self._groups.values())
 
     async def inspect(self, group: int) -> GateState:
         """All that Redis holds of the group, to be compared with the ledger. Raises GateUnavailable."""

@@ -9,10 +9,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from guerdon_server.core.stock.model import (
-    CLAIMS_MAX,
     EXACT_MAX,
-    ID_MAX,
-    NO_LIMIT,
     AdmitCode,
     AdmitItem,
     Answer,
@@ -69,7 +66,9 @@ class RedisGate:
         assert len(items) <= ITEMS_MAX
         arguments: list[Value] = [epoch, run_id]
         for item in items:
-            _append(arguments, item)
+            arguments += (item.admission, item.request_id, item.limit_key, item.limit_max, len(item.claims))
+            for claim in item.claims:
+                arguments += claim
         reply: bytes = await self._call(self._admit, group, arguments)
         if not reply.startswith(b"0 "):
             return None
@@ -167,26 +166,6 @@ def keys(group: int) -> tuple[str, str, str, str]:
 
 def _status(reply: bytes) -> Status:
     return Status(int(reply[:1]))
-
-
-def _append(arguments: list[Value], item: AdmitItem) -> None:
-    """One item as the separate arguments that admit.lua reads; asserts what it relies on."""
-    request_id, limit_key, claims = item.request_id, item.limit_key, item.claims
-    assert 0 < item.admission <= ID_MAX
-    assert request_id, "an empty request id"
-    assert limit_key, "an empty limit key"
-    assert "@" not in request_id, request_id
-    assert "@" not in limit_key, limit_key
-    assert " " not in request_id, request_id
-    assert " " not in limit_key, limit_key
-    assert limit_key == NO_LIMIT or 0 < item.limit_max <= EXACT_MAX
-    arguments += (item.admission, request_id, limit_key, item.limit_max, len(claims))
-    if claims:
-        assert len(claims) <= CLAIMS_MAX
-        assert len(claims) == 1 or len({resource for resource, _ in claims}) == len(claims), "a resource twice"
-        for claim in claims:
-            assert 0 < claim[1] <= EXACT_MAX
-            arguments += claim
 
 
 def _answers(reply: list[bytes], epoch: int) -> list[Answer]:
