@@ -414,7 +414,7 @@ def issue_prize(
     deadline = terms.deadline()
     outcome = codec.issue_outcome((yield from unary(terms, ISSUE_PRIZE, request, deadline)))
     while isinstance(outcome, model.PendingOutcome):
-        delay = max(outcome.retry_after_ms / 1000, _PENDING_WAIT_SECONDS_MIN)
+        delay = _pending_wait_seconds(outcome)
         if delay >= deadline - terms.clock():
             return outcome
         yield delay
@@ -450,13 +450,12 @@ def batch_issue_prizes(
     deadline = terms.deadline()
     response = yield from unary(terms, BATCH_ISSUE_PRIZES, request, deadline)
     outcomes = [codec.item_outcome(result) for result in response.results]
-    whole = mode == model.BatchMode.ALL_OR_NOTHING
-    while pending := [i for i, each in enumerate(outcomes) if isinstance(each, model.PendingOutcome)]:
-        delay = max(_PENDING_WAIT_SECONDS_MIN, max(response.results[i].pending.retry_after_ms for i in pending) / 1000)
+    while pending := {i: each for i, each in enumerate(outcomes) if isinstance(each, model.PendingOutcome)}:
+        delay = _pending_wait_seconds(*pending.values())
         if delay >= deadline - terms.clock():
             break
         yield delay
-        asked = list(range(len(items))) if whole else pending
+        asked = range(len(items)) if mode == model.BatchMode.ALL_OR_NOTHING else list(pending)
         again = prize_pb2.BatchIssuePrizesRequest(
             promotion_id=promotion_id,
             entrance_id=entrance_id,
@@ -573,6 +572,10 @@ def check_health(terms: Terms, /, *, service: str = "") -> Flow[model.HealthStat
     status = yield from unary(terms, CHECK_HEALTH, StringValue(value=service), terms.deadline())
     known = list(model.HealthStatus)
     return known[status.value] if 0 <= status.value < len(known) else model.HealthStatus.UNKNOWN
+
+
+def _pending_wait_seconds(*pending: model.PendingOutcome) -> float:
+    return max(_PENDING_WAIT_SECONDS_MIN, *(each.retry_after_ms / 1000 for each in pending))
 
 
 def _given(value: T | Keep, otherwise: T) -> T:

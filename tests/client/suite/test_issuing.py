@@ -1,6 +1,7 @@
 """Giving prizes: what is granted, rejected, refused and replayed, one by one."""
 
 import asyncio
+import functools
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -270,14 +271,14 @@ async def test_unknown_and_unbound_places_are_refused(client: AsyncClient, shop:
     prize = await shop.prize(stock=1)
 
     async def reason_of(**changed: str) -> str:
-        names = {
-            "promotion_id": shop.promotion_id,
-            "entrance_id": shop.entrance_id,
-            "prize_id": prize.prize_id,
-            **changed,
-        }
         with pytest.raises((NotFound, FailedPrecondition)) as raised:
-            await client.issue_prize(**names, user_id="u", request_id="r")
+            await client.issue_prize(
+                promotion_id=changed.get("promotion_id", shop.promotion_id),
+                entrance_id=changed.get("entrance_id", shop.entrance_id),
+                prize_id=changed.get("prize_id", prize.prize_id),
+                user_id="u",
+                request_id="r",
+            )
         assert isinstance(raised.value, NotFound) == raised.value.reason.endswith("_NOT_FOUND")
         return raised.value.reason
 
@@ -305,12 +306,14 @@ async def test_malformed_ids_are_named(client: AsyncClient, bad: str) -> None:
 
 
 async def test_attributes_are_bounded(client: AsyncClient) -> None:
-    names = {"promotion_id": "p", "entrance_id": "e", "prize_id": "z", "user_id": "u", "request_id": "r"}
+    issue = functools.partial(
+        client.issue_prize, promotion_id="p", entrance_id="e", prize_id="z", user_id="u", request_id="r"
+    )
     with pytest.raises(InvalidArgument) as many:
-        await client.issue_prize(**names, attributes={f"a{i}": i for i in range(51)})
+        await issue(attributes={f"a{i}": i for i in range(51)})
     assert [each.field for each in many.value.field_violations] == ["attributes"]
     with pytest.raises(InvalidArgument) as malformed:
-        await client.issue_prize(**names, attributes={"a b": 1, "long": ["x"] * 101})
+        await issue(attributes={"a b": 1, "long": ["x"] * 101})
     assert {each.field for each in malformed.value.field_violations} == {"attributes[a b]", "attributes[long]"}
 
 
