@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from guerdon_server.core.ledger.model import CommitCode, CommitItem, PromotionSid
 from guerdon_server.core.ledger.postgres.capacity import AdjustCode, CapacityKind, adjust_capacity, open_capacity
 from guerdon_server.core.ledger.postgres.ledger import PostgresLedger
 from guerdon_server.platform import postgres
+
+Grant: TypeAlias = tuple[str, str, str, int | None, str]
+"""Prize, user, request, value, reference."""
 
 COUPON, COIN, CASHBACK, GOODS = 1, 2, 3, 4
 
@@ -123,16 +126,16 @@ class Books:
         (issuance,) = await self.grant_all([(name, user, request, value, reference)])
         return issuance
 
-    async def grant_all(self, grants: list[tuple[str, str, str, int | None, str]]) -> list[int]:
-        """Issue in one batch: (prize, user, request, value, reference)."""
-        versions = dict(await self.pool.fetch("SELECT sid, version FROM guerdon.promotion"))
-        results = await self.ledger.commit([self._item(versions, *grant) for grant in grants])
+    async def grant_all(self, grants: list[Grant]) -> list[int]:
+        """Issue in one batch: the issuance ids."""
+        rows = await self.pool.fetch("SELECT sid, version FROM guerdon.promotion")
+        versions = {row["sid"]: row["version"] for row in rows}
+        results = await self.ledger.commit([self._item(versions, grant) for grant in grants])
         assert {result.code for result in results} == {CommitCode.GRANTED}
         return [result.issuance_id for result in results if result.issuance_id is not None]
 
-    def _item(
-        self, versions: Mapping[int, int], name: str, user: str, request: str, value: int | None, reference: str
-    ) -> CommitItem:
+    def _item(self, versions: Mapping[int, int], grant: Grant) -> CommitItem:
+        name, user, request, value, reference = grant
         prize = self.prizes[name]
         return CommitItem(
             promotion=prize.promotion,

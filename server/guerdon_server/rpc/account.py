@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from guerdon.v1 import account_pb2
@@ -19,15 +19,10 @@ from guerdon_server.core.ledger.statement import (
     TrialBalanceLine,
     is_balanced,
 )
-from guerdon_server.platform.errors import Violation, invalid
-from guerdon_server.rpc.issuance_read import (
-    check_asset,
-    check_id,
-    check_page_size,
-    decode_token,
-    encode_token,
-    set_timestamp,
-)
+from guerdon_server.platform.errors import Violation
+from guerdon_server.rpc.issuance_read import set_timestamp
+from guerdon_server.rpc.paging import decode_numbers, encode_token
+from guerdon_server.rpc.validation import check_asset, check_enum, check_id, check_page_size, refuse
 
 _FIELDS: Final[Mapping[AccountKind, tuple[str, ...]]] = {
     AccountKind.STOCK_SOURCE: ("prize_id",),
@@ -38,7 +33,6 @@ _FIELDS: Final[Mapping[AccountKind, tuple[str, ...]]] = {
     AccountKind.WALLET: ("user_id", "asset"),
     AccountKind.LIABILITY: ("promotion_id", "asset"),
 }
-_KINDS: Final[Mapping[int, AccountKind]] = {int(kind): kind for kind in AccountKind}
 
 
 class AccountServicer:
@@ -51,8 +45,7 @@ class AccountServicer:
         """The balance of one account; zeros for one never used."""
         violations: list[Violation] = []
         key = _key_of(request.account, violations)
-        if violations or key is None:
-            raise invalid(violations)
+        refuse(violations)
         return _balance(await self._statement.balance(key))
 
     async def ListBalances(
@@ -68,11 +61,10 @@ class AccountServicer:
         size = check_page_size(violations, request.page_size)
         scope = ["balances", str(owner), request.user_id or request.promotion_id]
         kinds = OF_USER if owner == "user_id" else OF_PROMOTION
-        position = decode_token(violations, request.page_token, scope, 2)
+        position = decode_numbers(violations, request.page_token, scope, 2)
         if position and position[0] not in kinds:
             violations.append(Violation("page_token", "is not the next_page_token of the same list"))
-        if violations:
-            raise invalid(violations)
+        refuse(violations)
         after = BalanceCursor(*position) if position else None
         if owner == "user_id":
             balances, following = await self._statement.balances_of_user(request.user_id, size, after)
@@ -94,9 +86,8 @@ class AccountServicer:
         scope = [
             "entries", str(account.kind), account.user_id, account.promotion_id, account.prize_id, account.asset,
         ]  # fmt: skip
-        position = decode_token(violations, request.page_token, scope, 2)
-        if violations or key is None:
-            raise invalid(violations)
+        position = decode_numbers(violations, request.page_token, scope, 2)
+        refuse(violations)
         entries, following = await self._statement.entries(key, size, EntryCursor(*position) if position else None)
         return account_pb2.ListEntriesResponse(
             entries=[_entry(entry) for entry in entries],
@@ -111,20 +102,11 @@ class AccountServicer:
         return account_pb2.GetTrialBalanceResponse(lines=[_line(line) for line in lines], balanced=is_balanced(lines))
 
 
-def _key_of(message: account_pb2.AccountKey, violations: list[Violation]) -> AccountKey | None:
-    kind = _KINDS.get(message.kind)
-    if kind is None:
-        violations.append(Violation("account.kind", "must be a known kind of account"))
-        return None
-    for name in ("user_id", "promotion_id", "prize_id", "asset"):
-        value = getattr(message, name)
-        if name not in _FIELDS[kind]:
-            if value:
-                violations.append(Violation(f"account.{name}", "does not belong to this kind of account"))
-        elif name == "asset":
-            check_asset(violations, "account.asset", value)
-        else:
-            check_id(violations, f"account.{name}", value)
+def _key_of(message: account_pb2.AccountKey, violations: list[Violation]) -> AccountKey:
+    before = len(violations)
+    kind = check_enum(violations, "account.kind", message.kind, AccountKind)
+    if len(violations) == before:
+        _check_names(message, _FIELDS[kind], violations)
     return AccountKey(
         kind=kind,
         user_id=message.user_id,
@@ -132,6 +114,20 @@ def _key_of(message: account_pb2.AccountKey, violations: list[Violation]) -> Acc
         prize_id=message.prize_id,
         asset=message.asset,
     )
+
+
+def _check_names(message: account_pb2.AccountKey, needed: Collection[str], violations: list[Violation]) -> None:
+    for name in ("user_id", "promotion_id", "prize_id", "asset"):
+        field, value = f"account.{name}", getattr(message, name)
+        if name not in needed:
+            if value:
+                violations.append(
+                    Violation(field, f"does not belong to this kind of account; it has {' and '.join(needed)}")
+                )
+        elif name == "asset":
+            check_asset(violations, field, value)
+        else:
+            check_id(violations, field, value)
 
 
 def _key(key: AccountKey) -> account_pb2.AccountKey:

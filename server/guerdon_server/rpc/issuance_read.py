@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime as dt
-import json
 import re
-from collections.abc import Sequence
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -15,51 +11,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from guerdon.v1 import prize_pb2
 from guerdon_server.core.ledger.model import Issuance
 from guerdon_server.core.ledger.statement import IssuanceFilter, Statement
-from guerdon_server.platform.errors import Violation, invalid
+from guerdon_server.platform.errors import Violation
+from guerdon_server.rpc.paging import decode_numbers, encode_token
+from guerdon_server.rpc.validation import check_id, check_page_size, refuse
 
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,18}")
 _NUMBER_MAX: Final = 2**63 - 1
-
-# --- until rpc/validation.py and rpc/paging.py are there ------------------------------------------------------------
-
-_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-
-def check_id(violations: list[Violation], field: str, value: str) -> None:
-    if not _ID.fullmatch(value):
-        violations.append(Violation(field, "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"))
-
-
-def check_asset(violations: list[Violation], field: str, value: str) -> None:
-    if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,31}(/[0-9]{1,2})?", value):
-        violations.append(Violation(field, 'must be like "COIN" or "USD/2"'))
-
-
-def check_page_size(violations: list[Violation], size: int) -> int:
-    if not 0 <= size <= 500:
-        violations.append(Violation("page_size", "must be 0 to 500"))
-    return size or 100
-
-
-def encode_token(scope: Sequence[str], position: Sequence[int]) -> str:
-    return base64.urlsafe_b64encode(json.dumps([list(scope), list(position)]).encode()).decode()
-
-
-def decode_token(violations: list[Violation], token: str, scope: Sequence[str], length: int) -> list[int] | None:
-    if not token:
-        return None
-    try:
-        of, position = json.loads(base64.urlsafe_b64decode(token))
-        numbers = [int(number) for number in position]
-    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
-        of, numbers = None, []
-    if of != list(scope) or len(numbers) != length or not all(abs(number) <= _NUMBER_MAX for number in numbers):
-        violations.append(Violation("page_token", "is not the next_page_token of the same list"))
-        return None
-    return numbers
-
-
-# --- issuances ------------------------------------------------------------------------------------------------------
 
 
 def issuance_to_wire(issuance: Issuance) -> prize_pb2.Issuance:
@@ -105,7 +62,7 @@ class IssuanceReads:
         """GetIssuance by issuance id: granted, or absent."""
         violations: list[Violation] = []
         check_id(violations, "issuance_id", issuance_id)
-        _raise_if_any(violations)
+        refuse(violations)
         found = None
         if _NUMBER.fullmatch(issuance_id) and int(issuance_id) <= _NUMBER_MAX:
             found = await self._statement.issuance(int(issuance_id))
@@ -125,8 +82,8 @@ class IssuanceReads:
         if which is not None:
             check_id(violations, which, getattr(request, which))
         size = check_page_size(violations, request.page_size)
-        position = decode_token(violations, request.page_token, scope, 1)
-        _raise_if_any(violations)
+        position = decode_numbers(violations, request.page_token, scope, 1)
+        refuse(violations)
         found, before = await self._statement.issuances(
             IssuanceFilter(user_id=request.user_id, promotion_id=request.promotion_id, reference=request.reference),
             size,
@@ -136,8 +93,3 @@ class IssuanceReads:
             issuances=[issuance_to_wire(issuance) for issuance in found],
             next_page_token="" if before is None else encode_token(scope, [before]),
         )
-
-
-def _raise_if_any(violations: Sequence[Violation]) -> None:
-    if violations:
-        raise invalid(violations)
