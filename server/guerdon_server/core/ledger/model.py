@@ -67,7 +67,8 @@ class CommitResult(NamedTuple):
     """The outcome of one item. `issuance_id`, `expires_at`: where granted.
 
     `observed`, `threshold`: what the refusing rule saw and asked for (limit: granted count, limit; stock and budget:
-    remaining, needed; fence: fence, admission).
+    remaining, needed; fence: fence, admission; EXISTS: where known, the admission that was granted). `issued_at`: where
+    the ledger decided.
     """
 
     code: int
@@ -75,7 +76,7 @@ class CommitResult(NamedTuple):
     expires_at: dt.datetime | None
     observed: int | None
     threshold: int | None
-    issued_at: dt.datetime
+    issued_at: dt.datetime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,26 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from guerdon_server.core.ledger.model import CommitItem, CommitResult, KnownRequest, RequestState
+from guerdon_server.platform.errors import Code, ServiceError
+
+RETRY_AFTER_MS = 500
 
 
-class LedgerAway(Exception):
-    """PostgreSQL could not be asked: nothing was sent, nothing happened."""
+class LedgerAway(ServiceError):
+    """UNAVAILABLE / LEDGER_UNAVAILABLE: PostgreSQL could not be asked; nothing was sent, nothing happened."""
+
+    def __init__(self, why: str) -> None:
+        message = f"{why}; nothing was granted, retry with the same request id"
+        super().__init__(Code.UNAVAILABLE, "LEDGER_UNAVAILABLE", message, retry_after_ms=RETRY_AFTER_MS)
 
 
-class OutcomeUnknown(Exception):
-    """The call was sent and no answer came: it may have happened, or may still happen. Fence, then look."""
+class OutcomeUnknown(ServiceError):
+    """UNAVAILABLE / OUTCOME_UNKNOWN: the call was sent and no answer came: it may have happened, or may still happen.
+    Fence, then look."""
+
+    def __init__(self, why: str) -> None:
+        message = f"{why}; it may have been granted: retry with the same request id, or ask with GetIssuance"
+        super().__init__(Code.UNAVAILABLE, "OUTCOME_UNKNOWN", message, retry_after_ms=RETRY_AFTER_MS)
 
 
 class BatchRefused(Exception):

@@ -14,7 +14,6 @@ class Workers:
     def __init__(self, pool: Pool, *, lease_seconds: float) -> None:
         self._pool = pool
         self._lease_seconds = lease_seconds
-        self._principals: dict[str, int] = {}
 
     async def register(self) -> int:
         """A new incarnation for this process."""
@@ -60,13 +59,16 @@ class Workers:
         )
         return bool(holder == incarnation)
 
+    async def running_promotions(self) -> list[int]:
+        """Sids of promotions whose gate may hold open admissions: opened once, and not over for long."""
+        rows = await self._pool.fetch(
+            "SELECT sid FROM guerdon.promotion WHERE gate_epoch <> 0 AND (state BETWEEN 2 AND 4"
+            " OR updated_at > guerdon.now() - interval '1 hour') ORDER BY sid"
+        )
+        return [row[0] for row in rows]
+
     async def principal(self, name: str) -> int:
-        """The surrogate of a principal; known ones cost nothing."""
-        sid = self._principals.get(name)
-        if sid is None:
-            await self._pool.execute(
-                "INSERT INTO guerdon.principal (principal) VALUES ($1) ON CONFLICT DO NOTHING", name
-            )
-            sid = await self._pool.fetchval("SELECT sid FROM guerdon.principal WHERE principal = $1", name)
-            self._principals[name] = sid
+        """The surrogate of a principal, made when it is new."""
+        await self._pool.execute("INSERT INTO guerdon.principal (principal) VALUES ($1) ON CONFLICT DO NOTHING", name)
+        sid: int = await self._pool.fetchval("SELECT sid FROM guerdon.principal WHERE principal = $1", name)
         return sid

@@ -17,6 +17,14 @@
 --   5. decided in arrival order with plain accumulators: what an earlier item of the batch took is taken;
 --   6. written once: one net update for each account, request keys sorted and last, so that two transactions can
 --      meet on a key only when both hold all their accounts.
+-- Plans: every look-up is LATERAL (... LIMIT 1), which can only be run as one index look-up per item, and the update's
+-- input says ROWS 1. A join that the planner may turn around becomes a scan of the whole table inside a kept plan, when
+-- that plan was made while the tables were small.
+CREATE OR REPLACE FUNCTION guerdon.account_deltas(ids bigint[], debits bigint[], credits bigint[])
+RETURNS TABLE (id bigint, debit bigint, credit bigint)
+LANGUAGE sql VOLATILE ROWS 1
+AS $$ SELECT * FROM unnest(ids, debits, credits) $$;
+
 CREATE OR REPLACE FUNCTION guerdon.commit_issuances(
     i_promotion bigint[], i_version bigint[], i_epoch bigint[], i_admission bigint[], i_request text[],
     i_user text[], i_prize bigint[], i_entrance bigint[], i_basis bigint[], i_value bigint[],
@@ -25,7 +33,6 @@ CREATE OR REPLACE FUNCTION guerdon.commit_issuances(
     OUT threshold bigint[], OUT booked_at timestamptz
 )
 LANGUAGE plpgsql VOLATILE
--- A plan made while the tables were small must still be right when they are large.
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_hashjoin = off
@@ -100,14 +107,16 @@ BEGIN
     -- 2. Subjects and accounts.
     SELECT array_agg(s.sid ORDER BY u.ord), count(*) FILTER (WHERE s.sid IS NULL)
     INTO subjects, missing
-    FROM unnest(i_user) WITH ORDINALITY u(user_id, ord) LEFT JOIN guerdon.subject s ON s.user_id = u.user_id;
+    FROM unnest(i_user) WITH ORDINALITY u(user_id, ord)
+    LEFT JOIN LATERAL (SELECT sid FROM guerdon.subject t WHERE t.user_id = u.user_id LIMIT 1) s ON true;
     IF missing > 0 THEN
         INSERT INTO guerdon.subject (user_id)
         SELECT DISTINCT u.user_id
         FROM unnest(i_user, subjects) u(user_id, sid) WHERE u.sid IS NULL ORDER BY u.user_id
         ON CONFLICT DO NOTHING;
         SELECT array_agg(s.sid ORDER BY u.ord) INTO subjects
-        FROM unnest(i_user) WITH ORDINALITY u(user_id, ord) JOIN guerdon.subject s ON s.user_id = u.user_id;
+        FROM unnest(i_user) WITH ORDINALITY u(user_id, ord)
+        CROSS JOIN LATERAL (SELECT sid FROM guerdon.subject t WHERE t.user_id = u.user_id LIMIT 1) s;
     END IF;
 
     SELECT array_agg(p.stock_account ORDER BY x.ord), array_agg(p.budget_account ORDER BY x.ord),
@@ -116,19 +125,24 @@ BEGIN
         array_agg(p.limit_per_user ORDER BY x.ord), array_agg(p.valid_until ORDER BY x.ord),
         array_agg(p.valid_days ORDER BY x.ord)
     INTO stock_accounts, budget_accounts, credit_accounts, wallet_assets, limits, untils, days
-    FROM unnest(i_prize) WITH ORDINALITY x(prize, ord) JOIN guerdon.prize p ON p.sid = x.prize;
+    FROM unnest(i_prize) WITH ORDINALITY x(prize, ord)
+    CROSS JOIN LATERAL (SELECT * FROM guerdon.prize z WHERE z.sid = x.prize LIMIT 1) p;
     ASSERT cardinality(stock_accounts) = n, 'a prize does not exist';
 
     FOR attempt IN 1..2 LOOP
         SELECT array_agg(a.id ORDER BY x.ord), count(*) FILTER (WHERE a.id IS NULL)
         INTO holding_accounts, missing
         FROM unnest(subjects, i_prize) WITH ORDINALITY x(subject, prize, ord)
-        LEFT JOIN guerdon.account a ON a.kind = 3 AND a.owner = x.subject AND a.item = x.prize;
+        LEFT JOIN LATERAL (
+            SELECT id FROM guerdon.account b WHERE b.kind = 3 AND b.owner = x.subject AND b.item = x.prize LIMIT 1
+        ) a ON true;
         SELECT array_agg(CASE WHEN x.asset IS NULL THEN x.liability ELSE a.id END ORDER BY x.ord),
             missing + count(*) FILTER (WHERE x.asset IS NOT NULL AND a.id IS NULL)
         INTO credit_accounts, missing
         FROM unnest(subjects, wallet_assets, credit_accounts) WITH ORDINALITY x(subject, asset, liability, ord)
-        LEFT JOIN guerdon.account a ON a.kind = 6 AND a.owner = x.subject AND a.item = x.asset;
+        LEFT JOIN LATERAL (
+            SELECT id FROM guerdon.account b WHERE b.kind = 6 AND b.owner = x.subject AND b.item = x.asset LIMIT 1
+        ) a ON true;
         EXIT WHEN missing = 0;
         ASSERT attempt = 1, 'an account could not be inserted';
         INSERT INTO guerdon.account (kind, owner, item)
@@ -167,12 +181,16 @@ BEGIN
     SELECT array_agg(r.outcome ORDER BY x.ord), array_agg(r.admission ORDER BY x.ord)
     INTO known_outcomes, known_admissions
     FROM unnest(i_promotion, i_request) WITH ORDINALITY x(promotion, request_id, ord)
-    LEFT JOIN guerdon.request r ON r.promotion = x.promotion AND r.request_id = x.request_id;
+    LEFT JOIN LATERAL (
+        SELECT outcome, admission FROM guerdon.request q
+        WHERE q.promotion = x.promotion AND q.request_id = x.request_id LIMIT 1
+    ) r ON true;
 
     SELECT array_agg(p.gate_epoch ORDER BY x.ord), array_agg(p.version ORDER BY x.ord),
         array_agg(guerdon.effective_state(p.state, p.starts_at, p.ends_at, booked_at) ORDER BY x.ord)
     INTO epochs, versions, states
-    FROM unnest(i_promotion) WITH ORDINALITY x(promotion, ord) JOIN guerdon.promotion p ON p.sid = x.promotion;
+    FROM unnest(i_promotion) WITH ORDINALITY x(promotion, ord)
+    CROSS JOIN LATERAL (SELECT * FROM guerdon.promotion q WHERE q.sid = x.promotion LIMIT 1) p;
 
     -- 5. Decide.
     code := array_fill(GRANTED, ARRAY[n]);
@@ -277,7 +295,7 @@ BEGIN
     ASSERT written = transfer_count, 'transfers written are not those decided';
 
     UPDATE guerdon.account a SET debits = a.debits + x.debit, credits = a.credits + x.credit
-    FROM unnest(account_ids, debit_sums, credit_sums) x(id, debit, credit)
+    FROM guerdon.account_deltas(account_ids, debit_sums, credit_sums) x
     WHERE a.id = x.id AND (x.debit <> 0 OR x.credit <> 0);
 
     INSERT INTO guerdon.request AS r (promotion, request_id, outcome, admission, issuance_id, batch, subject, prize,

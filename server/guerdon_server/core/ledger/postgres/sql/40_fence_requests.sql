@@ -22,10 +22,15 @@ BEGIN
     ORDER BY x.promotion, x.request_id
     ON CONFLICT (promotion, request_id) DO UPDATE SET admission = excluded.admission
     WHERE r.outcome = 2 AND r.admission < excluded.admission;
+    -- A write in any case: when this call returns, a synchronous standby has all that was committed before it, so that
+    -- a grant found here may be acknowledged although the standby had not confirmed it.
+    PERFORM pg_logical_emit_message(true, 'guerdon', 'fence');
     -- A later statement: it sees what the insert waited for.
     SELECT array_agg(r.outcome ORDER BY x.ord), array_agg(r.admission ORDER BY x.ord) INTO outcome, admission
     FROM unnest(i_promotion, i_request) WITH ORDINALITY x(promotion, request_id, ord)
-    JOIN guerdon.request r ON r.promotion = x.promotion AND r.request_id = x.request_id;
+    CROSS JOIN LATERAL (
+        SELECT * FROM guerdon.request q WHERE q.promotion = x.promotion AND q.request_id = x.request_id LIMIT 1
+    ) r;
 END
 $$;
 

@@ -1,0 +1,493 @@
+"""The path of one reward: decide -> admit -> commit -> reply -> settle.
+
+`Issuer.issue` is the whole of it. Batches form by themselves at the gate and at the commit; a call here is one chunk of
+1 to 1,000 items that travels together. Settling happens where the commit is (committer.py), because a caller may have
+gone by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from guerdon_server.core.issuance import rules
+from guerdon_server.core.issuance.model import (
+    Decision,
+    Granted,
+    IssueCall,
+    IssueItem,
+    Outcome,
+    Pending,
+    PromotionTerms,
+    Rejection,
+)
+from guerdon_server.core.ledger.model import CommitCode, CommitItem, CommitResult, Issuance, KnownRequest, RequestState
+from guerdon_server.core.stock.model import NO_LIMIT, AdmitCode, AdmitItem, Admitted, Answer, SettleCode, Settlement
+from guerdon_server.platform.batching import Coalescer
+from guerdon_server.platform.errors import Code, ServiceError, failed_precondition, not_found
+
+if TYPE_CHECKING:
+    from guerdon_server.core.issuance.catalogue import Catalogue
+    from guerdon_server.core.issuance.committer import Committer
+    from guerdon_server.core.ledger.ports import Ledger
+
+_TWIN_PAUSE_SECONDS_MIN = 0.004
+_TWIN_PAUSE_SECONDS_MAX = 0.1
+_LOOKUP_ITEMS_MAX = 1000
+_LOOKUP_QUEUE_ITEMS_MAX = 50_000
+_SLOT_BITS = 20
+_MILLISECONDS_2026 = 1_767_225_600_000
+
+
+class GatePort(Protocol):
+    """The part of the gate that issuing needs."""
+
+    async def admit(self, group: int, items: Sequence[AdmitItem]) -> Admitted: ...
+    def settle(self, group: int, settlements: Iterable[Settlement]) -> None: ...
+    def epoch_refused(self, group: int, epoch: int) -> None: ...
+
+
+class AdmissionIds:
+    """Ids of admissions: a clock of 43 bits, then 20 bits of the worker's incarnation.
+
+    Unique, because no two living workers share the low bits; growing over attempts at one request also across workers,
+    because whoever meets a fence goes on above it (`above`), as a Lamport clock does.
+    """
+
+    def __init__(self, incarnation: int, *, now_ms: int | None = None) -> None:
+        self._slot = incarnation & ((1 << _SLOT_BITS) - 1)
+        ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+        self._clock = max(1, ms - _MILLISECONDS_2026)
+
+    def next(self) -> int:
+        """The next id; greater than all before it and than any fence that was seen."""
+        self._clock += 1
+        return self._clock << _SLOT_BITS | self._slot
+
+    def above(self, fence: int) -> None:
+        """Go on above a fenced id."""
+        self._clock = max(self._clock, fence >> _SLOT_BITS)
+
+    @staticmethod
+    def slot(admission: int) -> int:
+        """The low bits of the incarnation that made it."""
+        return admission & ((1 << _SLOT_BITS) - 1)
+
+    @staticmethod
+    def slot_of(incarnation: int) -> int:
+        """What `slot` answers for the ids of an incarnation."""
+        return incarnation & ((1 << _SLOT_BITS) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuerSettings:
+    """attempts_max: how often one item may be decided anew (stale version or epoch, fence) before ABORTED."""
+
+    twin_wait_seconds_max: float = 1.0
+    attempts_max: int = 4
+
+
+class _Slot:
+    """One item on its way.
+
+    `decision`: what it is admitted for; `refusal`: what is said unless it was granted before; `outcome`: final.
+    """
+
+    __slots__ = ("admission", "decision", "epoch", "item", "outcome", "refusal")
+
+    def __init__(self, item: IssueItem) -> None:
+        self.item = item
+        self.decision: Decision | None = None
+        self.refusal: Rejection | ServiceError | None = None
+        self.outcome: Outcome | None = None
+        self.admission = 0
+        self.epoch = 0
+
+
+class Issuer:
+    """Issues prizes, and resolves what became of a request. One instance per event loop."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        gate: GatePort,
+        committer: Committer,
+        ledger: Ledger,
+        principal: Callable[[str], Awaitable[int]],
+        ids: AdmissionIds,
+        settings: IssuerSettings = IssuerSettings(),
+    ) -> None:
+        self._catalogue = catalogue
+        self._gate = gate
+        self._committer = committer
+        self._ledger = ledger
+        self._principal = principal
+        self._principals: dict[str, int] = {}
+        self._ids = ids
+        self._settings = settings
+        self._groups = itertools.count(1)
+        self.lookups: Coalescer[tuple[int, str], KnownRequest] = Coalescer(
+            self._lookup,
+            items_max=_LOOKUP_ITEMS_MAX,
+            in_flight_max=2,
+            queue_items_max=_LOOKUP_QUEUE_ITEMS_MAX,
+            name="lookup",
+        )
+        self.outcomes: Counter[str] = Counter()
+        """By outcome: granted, replayed, pending, error, or the reason of a rejection."""
+
+    async def issue(self, call: IssueCall) -> list[Outcome]:
+        """An outcome for each item, in order, after the grants are durable.
+
+        Raises ServiceError where no item can be judged: NOT_FOUND / PROMOTION_NOT_FOUND, ENTRANCE_NOT_FOUND. An error
+        in the list leaves its own item's outcome open only if it says so (UNAVAILABLE / OUTCOME_UNKNOWN).
+        """
+        principal = self._principals.get(call.principal) or await self._know(call.principal)
+        slots = [_Slot(item) for item in call.items]
+        todo, attempts = slots, 0
+        twin_wait = _TwinWait(self._settings.twin_wait_seconds_max)
+        while todo:
+            terms = await self._decide(call, todo, anew=attempts > 0)
+            passed, refused = _split(todo, call.all_or_nothing)
+            admitted, waiting = await self._admit(terms, passed, refused, call.all_or_nothing)
+            stale = await self._commit(call, principal, admitted)
+            await self._replay(call, terms, refused)
+            if stale:
+                attempts += 1
+                if attempts >= self._settings.attempts_max:
+                    _settle_for(stale, _aborted(call))
+                    stale = []
+            if waiting and not await twin_wait.pause():
+                _settle_for(waiting, Pending())
+                waiting = []
+            todo = stale + waiting
+        return [self._counted(slot) for slot in slots]
+
+    # --- decide ---------------------------------------------------------------------------------------------------
+
+    async def _decide(self, call: IssueCall, slots: list[_Slot], *, anew: bool) -> PromotionTerms:
+        """Set a decision or a refusal for each. A refusal is never made from terms older than the call."""
+        terms = None if anew else self._catalogue.find(call.promotion_id)
+        if terms is not None and self._decided(call, terms, slots):
+            return terms
+        terms = await self._catalogue.refresh(call.promotion_id)
+        if terms is None:
+            raise not_found(
+                "PROMOTION_NOT_FOUND",
+                f"there is no promotion {call.promotion_id}; create it with CreatePromotion",
+                promotion_id=call.promotion_id,
+            )
+        if not self._decided(call, terms, slots):
+            await self._explain(call, terms, slots)
+        return terms
+
+    def _decided(self, call: IssueCall, terms: PromotionTerms, slots: list[_Slot]) -> bool:
+        """Whether no item was refused."""
+        now = self._catalogue.now()
+        passed = True
+        for slot in slots:
+            decision = rules.decide(terms, call.entrance_id, slot.item, now)
+            if isinstance(decision, Decision):
+                slot.decision, slot.refusal = decision, None
+            else:
+                slot.decision, slot.refusal = None, decision
+                passed = False
+        return passed
+
+    async def _explain(self, call: IssueCall, terms: PromotionTerms, slots: list[_Slot]) -> None:
+        """Tell an unknown id from one that belongs elsewhere; only failing calls pay for it."""
+        if call.entrance_id not in terms.entrances and not await self._catalogue.entrance_exists(call.entrance_id):
+            raise not_found(
+                "ENTRANCE_NOT_FOUND",
+                f"there is no entrance {call.entrance_id}; create it with CreateEntrance",
+                entrance_id=call.entrance_id,
+            )
+        elsewhere: dict[str, bool] = {}
+        for slot in slots:
+            prize_id = slot.item.prize_id
+            if not isinstance(slot.refusal, ServiceError) or slot.refusal.reason != "PRIZE_NOT_FOUND":
+                continue
+            if prize_id not in elsewhere:
+                elsewhere[prize_id] = await self._catalogue.prize_exists(prize_id)
+            if elsewhere[prize_id]:
+                slot.refusal = failed_precondition(
+                    "PRIZE_NOT_IN_PROMOTION",
+                    f"prize {prize_id} belongs to another promotion than {call.promotion_id}",
+                    prize_id=prize_id,
+                    promotion_id=call.promotion_id,
+                )
+
+    # --- admit ----------------------------------------------------------------------------------------------------
+
+    async def _admit(
+        self, terms: PromotionTerms, slots: list[_Slot], refused: list[_Slot], all_or_nothing: bool
+    ) -> tuple[list[_Slot], list[_Slot]]:
+        """Ask the gate: who may go on to the commit, and who waits for a twin in flight; adds to `refused`."""
+        if not slots:
+            return [], []
+        for slot in slots:
+            slot.admission = self._ids.next()
+        try:
+            answers = (await self._gate.admit(terms.sid, [_admit_item(slot) for slot in slots])).answers
+        except ServiceError as error:
+            _settle_for(slots, error)
+            return [], []
+        admitted: list[_Slot] = []
+        waiting: list[_Slot] = []
+        failed = False
+        for slot, answer in zip(slots, answers, strict=True):
+            slot.epoch = answer.epoch
+            if answer.code is AdmitCode.ADMITTED:
+                admitted.append(slot)
+            elif answer.code is AdmitCode.PENDING:
+                waiting.append(slot)
+            else:
+                refused.append(slot)
+                if answer.code is not AdmitCode.GRANTED_BEFORE:  # which the look-up finds
+                    failed = True
+                    slot.refusal = _gate_refusal(slot, answer)
+                    if answer.sure and not all_or_nothing:
+                        slot.outcome = slot.refusal
+        if all_or_nothing and (failed or waiting):
+            # Never sent to the commit: the group goes on whole or not at all.
+            self._give_back(terms.sid, admitted)
+            if not failed:
+                return [], waiting + admitted
+            for slot in waiting + admitted:
+                slot.refusal = rules.batch_not_granted()
+            refused += waiting + admitted
+            return [], []
+        return admitted, waiting
+
+    def _give_back(self, group: int, slots: list[_Slot]) -> None:
+        if slots:
+            self._gate.settle(group, [Settlement(slot.admission, SettleCode.GIVEN_BACK) for slot in slots])
+
+    # --- commit ---------------------------------------------------------------------------------------------------
+
+    async def _commit(self, call: IssueCall, principal: int, slots: list[_Slot]) -> list[_Slot]:
+        """Commit the admitted ones, set their outcomes, and return those that must be decided anew."""
+        if not slots:
+            return []
+        group = next(self._groups) if call.all_or_nothing else 0
+        try:
+            results = await self._committer.submit([_commit_item(slot, principal, group) for slot in slots])
+        except ServiceError as error:
+            _settle_for(slots, error)
+            return []
+        stale: list[_Slot] = []
+        granted_before: list[_Slot] = []
+        for slot, result in zip(slots, results, strict=True):
+            if isinstance(result, ServiceError):
+                slot.outcome = result
+            elif result.code == CommitCode.GRANTED:
+                slot.outcome = Granted(_issuance(call, slot, result), replayed=False)
+            elif result.code == CommitCode.EXISTS:
+                granted_before.append(slot)
+            elif result.code in _DECIDE_ANEW:
+                self._note(slot, result)
+                stale.append(slot)
+            else:
+                slot.outcome = rules.commit_rejection(_decision(slot), slot.item, result)
+        if stale and call.all_or_nothing:
+            # The others were not granted only because a neighbour was stale: the whole group is decided anew.
+            stale = [slot for slot in slots if slot not in granted_before]
+            _settle_for(stale, None)
+        if granted_before:
+            await self._replay(call, _decision(granted_before[0]).terms, granted_before)
+        return stale
+
+    def _note(self, slot: _Slot, result: CommitResult) -> None:
+        """What was stale, so that the next attempt is not."""
+        if result.code == CommitCode.FENCED:
+            self._ids.above(result.observed or 0)
+        elif result.code == CommitCode.STALE_EPOCH:
+            self._gate.epoch_refused(_decision(slot).terms.sid, slot.epoch)
+
+    # --- replay ---------------------------------------------------------------------------------------------------
+
+    async def _replay(self, call: IssueCall, terms: PromotionTerms, slots: list[_Slot]) -> None:
+        """Whoever was granted before gets that grant; the others their refusal. Joined with other callers' look-ups."""
+        asked = [slot for slot in slots if slot.outcome is None]
+        if not asked:
+            return
+        try:
+            known = await self.lookups.submit([(terms.sid, slot.item.request_id) for slot in asked])
+        except ServiceError as error:
+            _settle_for(asked, error)
+            return
+        for slot, request in zip(asked, known, strict=True):
+            if request.state is RequestState.GRANTED:
+                answer = rules.replay(request, call.entrance_id, slot.item, terms.prizes.get(slot.item.prize_id))
+                mine = request.admission == slot.admission
+                slot.outcome = answer if isinstance(answer, ServiceError) else Granted(answer, replayed=not mine)
+            elif request.state is RequestState.CANCELLED:
+                slot.outcome = rules.cancelled(slot.item)
+            else:
+                slot.outcome = slot.refusal or _aborted(call)
+
+    async def _lookup(self, keys: list[tuple[int, str]]) -> Sequence[KnownRequest]:
+        return await self._ledger.lookup(keys)
+
+    # --- resolve --------------------------------------------------------------------------------------------------
+
+    async def resolve(self, promotion_id: str, request_id: str, *, cancel_if_absent: bool) -> KnownRequest | Pending:
+        """What became of a request: granted, cancelled, pending (an attempt is in flight), or absent.
+
+        With `cancel_if_absent` an absent one is ruled out for ever, after waiting for what is in flight. Raises
+        NOT_FOUND / PROMOTION_NOT_FOUND.
+        """
+        terms = self._catalogue.find(promotion_id) or await self._catalogue.refresh(promotion_id)
+        if terms is None:
+            raise not_found("PROMOTION_NOT_FOUND", f"there is no promotion {promotion_id}", promotion_id=promotion_id)
+        if cancel_if_absent:
+            await self._ledger.cancel(terms.sid, request_id)
+        (known,) = await self.lookups.submit([(terms.sid, request_id)])
+        return known
+
+    async def aclose(self) -> None:
+        """Finish the look-ups in flight."""
+        await self.lookups.aclose()
+
+    async def _know(self, name: str) -> int:
+        sid = await self._principal(name)
+        if len(self._principals) >= 10_000:
+            self._principals.clear()
+        self._principals[name] = sid
+        return sid
+
+    def _counted(self, slot: _Slot) -> Outcome:
+        outcome = slot.outcome
+        assert outcome is not None
+        if isinstance(outcome, Granted):
+            self.outcomes["replayed" if outcome.replayed else "granted"] += 1
+        elif isinstance(outcome, Rejection):
+            self.outcomes[outcome.reason.name.lower()] += 1
+        else:
+            self.outcomes["pending" if isinstance(outcome, Pending) else "error"] += 1
+        return outcome
+
+
+_DECIDE_ANEW = frozenset({CommitCode.FENCED, CommitCode.STALE_EPOCH, CommitCode.STALE_VERSION})
+
+
+class _TwinWait:
+    """Waits for a twin in flight, a little longer each time, up to a limit over all."""
+
+    __slots__ = ("_left", "_pause")
+
+    def __init__(self, seconds_max: float) -> None:
+        self._left = seconds_max
+        self._pause = _TWIN_PAUSE_SECONDS_MIN
+
+    async def pause(self) -> bool:
+        """False once the limit is reached."""
+        if self._left <= 0:
+            return False
+        pause = min(self._pause, self._left)
+        self._left -= pause
+        self._pause = min(self._pause * 2, _TWIN_PAUSE_SECONDS_MAX)
+        await asyncio.sleep(pause)
+        return True
+
+
+def _decision(slot: _Slot) -> Decision:
+    assert slot.decision is not None, "only what was decided is admitted and committed"
+    return slot.decision
+
+
+def _settle_for(slots: list[_Slot], outcome: Outcome | None) -> None:
+    for slot in slots:
+        slot.outcome = outcome
+
+
+def _split(slots: list[_Slot], all_or_nothing: bool) -> tuple[list[_Slot], list[_Slot]]:
+    """Those that go on to the gate, and those that were refused; of an all-or-nothing call all or none go on."""
+    refused = [slot for slot in slots if slot.refusal is not None]
+    if not refused:
+        return slots, refused
+    if not all_or_nothing:
+        return [slot for slot in slots if slot.refusal is None], refused
+    for slot in slots:
+        if slot.refusal is None:
+            slot.refusal = rules.batch_not_granted()
+    return [], slots
+
+
+def _admit_item(slot: _Slot) -> AdmitItem:
+    decision, item = _decision(slot), slot.item
+    prize = decision.prize
+    if prize.limit_per_user:
+        return AdmitItem(
+            slot.admission, item.request_id, f"{prize.sid}:{item.user_id}", prize.limit_per_user, decision.claims
+        )
+    return AdmitItem(slot.admission, item.request_id, NO_LIMIT, 0, decision.claims)
+
+
+def _commit_item(slot: _Slot, principal: int, group: int) -> CommitItem:
+    decision, item = _decision(slot), slot.item
+    return CommitItem(
+        decision.terms.sid,
+        decision.terms.version,
+        slot.epoch,
+        slot.admission,
+        item.request_id,
+        item.user_id,
+        decision.prize.sid,
+        decision.entrance,
+        decision.basis,
+        decision.value,
+        item.reference or None,
+        principal,
+        group,
+    )
+
+
+def _gate_refusal(slot: _Slot, answer: Answer) -> Rejection | ServiceError:
+    decision = _decision(slot)
+    if answer.code is AdmitCode.LIMIT_REACHED:
+        return rules.limit_reached(decision.prize, answer.observed)
+    if answer.code is AdmitCode.REFUSED and answer.resource == decision.prize.stock_resource:
+        return rules.sold_out(decision.prize, answer.remaining)
+    if answer.code is AdmitCode.REFUSED:
+        return rules.budget_exhausted(decision.terms, decision.prize, answer.remaining, decision.value)
+    return ServiceError(
+        Code.UNAVAILABLE, "GATE_UNAVAILABLE", "the gate does not know this prize yet; retry", retry_after_ms=200
+    )
+
+
+def _issuance(call: IssueCall, slot: _Slot, result: CommitResult) -> Issuance:
+    decision, item = _decision(slot), slot.item
+    assert result.issuance_id is not None
+    assert result.issued_at is not None
+    return Issuance(
+        result.issuance_id,
+        call.promotion_id,
+        call.entrance_id,
+        item.prize_id,
+        item.user_id,
+        item.request_id,
+        item.reference,
+        call.principal,
+        decision.prize.kind,
+        decision.prize.asset,
+        decision.value,
+        result.issued_at,
+        result.expires_at,
+    )
+
+
+def _aborted(call: IssueCall) -> ServiceError:
+    return ServiceError(
+        Code.ABORTED,
+        "STALE_CONFIGURATION",
+        f"promotion {call.promotion_id} changed again and again while this was decided; retry with the same request id",
+        metadata={"promotion_id": call.promotion_id},
+        retry_after_ms=50,
+    )
