@@ -2,8 +2,8 @@
 -- Admit a batch of requests: all-or-nothing per request, later ones see what earlier ones took.
 --
 -- KEYS  the group's four hashes (prelude.lua)
--- ARGV  1 epoch, 2 run id, then per item:
---       ADMISSION_ID REQUEST_ID LIMIT_KEY|- LIMIT_MAX CLAIMS (RESOURCE AMOUNT){CLAIMS}      as separate arguments
+-- ARGV  1 epoch, 2 run id, 3 the items, all words separated by single spaces, per item:
+--       ADMISSION_ID REQUEST_ID LIMIT_KEY|- LIMIT_MAX CLAIMS (RESOURCE AMOUNT){CLAIMS}      CLAIMS from 0 to 3
 -- Returns "STATUS RUN_ID" unless open, else "STATUS COMPLETE ANSWER..." with one answer per item, in order:
 --       1                        ADMITTED; also when this very admission is open already (a repeated call)
 --       2:ADMISSION_ID           PENDING: another admission of this request is open; nothing taken
@@ -17,22 +17,26 @@
 local ADMITTED, PENDING, GRANTED_BEFORE, LIMIT_REACHED, REFUSED, UNKNOWN_RESOURCE = '1', '2:', '3', '4:', '5:', '6:'
 
 local epoch, run = ARGV[1], ARGV[2]
+local words, last = {}, 0
+for word in string.gmatch(ARGV[3], '%S+') do
+  last = last + 1
+  words[last] = word
+end
 
 -- Read everything that the batch names, each structure once, its sentinel first.
 local requests, limit_keys, meta_fields = { '@' }, { '@' }, { '@', 'run', 'complete' }
 local seen_limit, seen_resource, resources = {}, {}, {}
-local last = #ARGV
-local at = 3
+local at = 1
 while at <= last do
-  requests[#requests + 1] = ARGV[at + 1]
-  local limit_key = ARGV[at + 2]
+  requests[#requests + 1] = words[at + 1]
+  local limit_key = words[at + 2]
   if limit_key ~= '-' and not seen_limit[limit_key] then
     seen_limit[limit_key] = true
     limit_keys[#limit_keys + 1] = limit_key
   end
-  local claims_end = at + 4 + 2 * tonumber(ARGV[at + 4])
+  local claims_end = at + 4 + 2 * tonumber(words[at + 4])
   for claim = at + 5, claims_end, 2 do
-    local resource = ARGV[claim]
+    local resource = words[claim]
     if not seen_resource[resource] then
       seen_resource[resource] = true
       resources[#resources + 1] = resource
@@ -71,10 +75,10 @@ end
 local answers = { STATUS.OPEN, meta[3] }
 local marked, admitted, counted, taken = {}, {}, {}, {}
 local now = nil
-at = 3
+at = 1
 while at <= last do
-  local admission, request, limit_key = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  local claims_end = at + 4 + 2 * tonumber(ARGV[at + 4])
+  local admission, request, limit_key = words[at], words[at + 1], words[at + 2]
+  local claims_end = at + 4 + 2 * tonumber(words[at + 4])
   local held = marker[request]
   local answer = nil
   if held == admission then
@@ -83,18 +87,18 @@ while at <= last do
     answer = GRANTED_BEFORE
   elseif held then
     answer = PENDING .. held
-  elseif limit_key ~= '-' and count[limit_key] >= tonumber(ARGV[at + 3]) then
+  elseif limit_key ~= '-' and count[limit_key] >= tonumber(words[at + 3]) then
     answer = LIMIT_REACHED .. integer(count[limit_key])
   else
     for claim = at + 5, claims_end, 2 do
-      local resource = ARGV[claim]
+      local resource = words[claim]
       if not capacity[resource] then
         answer = UNKNOWN_RESOURCE .. resource
         break
       end
       -- The difference of two exact integers is exact; used + amount might not be.
       local left = capacity[resource] - used[resource]
-      if tonumber(ARGV[claim + 1]) > left then
+      if tonumber(words[claim + 1]) > left then
         answer = REFUSED .. resource .. ':' .. integer(math.max(left, 0))
         break
       end
@@ -106,10 +110,10 @@ while at <= last do
       end
       local record = now .. ' ' .. request .. ' ' .. limit_key
       for claim = at + 5, claims_end, 2 do
-        local resource = ARGV[claim]
-        used[resource] = used[resource] + tonumber(ARGV[claim + 1])
+        local resource = words[claim]
+        used[resource] = used[resource] + tonumber(words[claim + 1])
         taken[resource] = true
-        record = record .. ' ' .. resource .. ' ' .. ARGV[claim + 1]
+        record = record .. ' ' .. resource .. ' ' .. words[claim + 1]
       end
       if limit_key ~= '-' then
         count[limit_key] = count[limit_key] + 1

@@ -2,7 +2,7 @@
 -- Settle open admissions, from what was recorded when they were admitted.
 --
 -- KEYS  the group's four hashes (prelude.lua)
--- ARGV  1 epoch, 2 run id, then per item a code (SettleCode in model.py) with the admission id:
+-- ARGV  1 epoch, 2 run id, 3 the items separated by spaces, each a code (SettleCode in model.py) with an admission:
 --       g<ADMISSION_ID>                 GRANTED: what it took stays used, its request is marked granted
 --       b<ADMISSION_ID>[:COUNT]         GIVEN_BACK: all that it took goes back. With COUNT the count of its limit key
 --                                       is raised to at least that, the number that the ledger observed.
@@ -17,8 +17,7 @@ if refusal then
 end
 
 local ids, codes, observed = {}, {}, {}
-for i = 3, #ARGV do
-  local code, id, count = string.match(ARGV[i], '^(%a)(%d+):?(%d*)$')
+for code, id, count in string.gmatch(ARGV[3], '(%a)(%d+):?(%d*)') do
   if not codes[id] then
     ids[#ids + 1] = id
     codes[id] = code
