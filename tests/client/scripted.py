@@ -70,11 +70,14 @@ class _AnyMethod(grpc.GenericRpcHandler):
 
 
 @asynccontextmanager
-async def scripted_server() -> AsyncIterator[ScriptedServer]:
+async def scripted_server(credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[ScriptedServer]:
+    """Listens on a free port, in plain text unless there are credentials."""
     server = ScriptedServer()
     listening = grpc.aio.server()
     listening.add_generic_rpc_handlers((_AnyMethod(server),))
-    server.target = f"127.0.0.1:{listening.add_insecure_port('127.0.0.1:0')}"
+    free = "127.0.0.1:0"
+    port = listening.add_secure_port(free, credentials) if credentials else listening.add_insecure_port(free)
+    server.target = f"127.0.0.1:{port}"
     await listening.start()
     try:
         yield server

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import itertools
+import pickle
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -42,7 +43,7 @@ from guerdon import (
     Unavailable,
 )
 from guerdon.v1 import prize_pb2
-from tests.client.scripted import HANG, ScriptedServer, Step, status
+from tests.client.scripted import HANG, ScriptedServer, Step, scripted_server, status
 
 AT_ONCE = RetryPolicy(base_delay_seconds=0.0, max_delay_seconds=0.0)
 GRANT = prize_pb2.IssuePrizeResponse(granted=prize_pb2.Issuance(issuance_id="i-1", request_id="r"))
@@ -127,6 +128,11 @@ async def test_what_is_pending_beyond_the_deadline_is_returned(issue: Issue, scr
 
 async def test_what_was_pending_stays_so_when_the_server_goes_away(issue: Issue, scripted: ScriptedServer) -> None:
     scripted.answers(pending(1), status(grpc.StatusCode.UNAVAILABLE))
+    assert await issue() == PendingOutcome(1)
+
+
+async def test_an_overload_says_nothing_about_what_is_pending(issue: Issue, scripted: ScriptedServer) -> None:
+    scripted.answers(pending(1), status(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"))
     assert await issue() == PendingOutcome(1)
 
 
@@ -328,6 +334,20 @@ async def test_an_error_without_details_still_has_its_code(issue: Issue, scripte
     assert (error.value.reason, error.value.domain, error.value.message) == ("", "", "for people")
 
 
+def test_errors_travel_between_processes() -> None:
+    error = RequestIdReused(
+        "m",
+        code=grpc.StatusCode.ALREADY_EXISTS,
+        reason="REQUEST_ID_REUSED",
+        metadata={"field": "user_id"},
+        field_violations=(FieldViolation("user_id", "differs"),),
+        outcome_unknown=True,
+    )
+    copied = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert type(copied) is RequestIdReused
+    assert (str(copied), copied.field, copied.outcome_unknown) == (str(error), "user_id", True)
+
+
 # Batches
 
 
@@ -337,6 +357,8 @@ def batch_answer(*words: str) -> prize_pb2.BatchIssuePrizesResponse:
         result = prize_pb2.BatchItemResult()
         if word == "pending":
             result.pending.retry_after_ms = 1
+        elif word == "unavailable":
+            result.error.MergeFromString(status(grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE").SerializeToString())
         elif word == "error":
             result.error.MergeFromString(
                 status(
@@ -373,6 +395,26 @@ async def test_only_what_is_pending_of_a_batch_is_asked_for_again(scripted: Scri
     )
     assert words == ["first-0", "second-0", "third-0"]
     assert asked(scripted) == [["r0", "r1", "r2"], ["r1", "r2"], ["r2"]]
+
+
+async def test_items_that_were_unavailable_are_asked_for_again(scripted: ScriptedServer) -> None:
+    words = await batch(
+        scripted,
+        BatchMode.PER_ITEM,
+        batch_answer("unavailable", "first", "unavailable"),
+        batch_answer("second", "unavailable"),
+        batch_answer("third"),
+    )
+    assert words == ["second-0", "first-1", "third-0"]
+    assert asked(scripted) == [["r0", "r1", "r2"], ["r0", "r2"], ["r2"]]
+
+
+async def test_items_are_not_asked_for_without_end(scripted: ScriptedServer) -> None:
+    words = await batch(
+        scripted, BatchMode.PER_ITEM, batch_answer("first", "second", "unavailable"), batch_answer("unavailable")
+    )
+    assert words == ["first-0", "second-1", "ItemError"]
+    assert len(scripted.seen) == AT_ONCE.max_attempts
 
 
 async def test_an_all_or_nothing_batch_is_asked_for_whole(scripted: ScriptedServer) -> None:
@@ -457,6 +499,27 @@ async def test_channels_are_connections_of_their_own(scripted: ScriptedServer) -
     peers = [each.peer for each in scripted.seen]
     assert len(set(peers)) == 3
     assert peers[:3] == peers[3:]
+
+
+async def test_credentials_secure_the_connection(flavour: str) -> None:
+    # Local credentials need no certificates; a plain-text client gets nowhere with such a server.
+    async with scripted_server(grpc.local_server_credentials()) as secured:
+        secured.answers(GRANT)
+        credentials = grpc.local_channel_credentials()
+        async with AsyncClient(secured.target, credentials=credentials, timeout=20.0) as client:
+            with Client(secured.target, credentials=credentials, timeout=20.0) as waiting:
+                if flavour == "asyncio":
+                    assert isinstance(await client.issue_prize(**IDS), Granted)
+                else:
+                    assert isinstance(await asyncio.to_thread(waiting.issue_prize, **IDS), Granted)
+
+
+async def test_threads_share_a_client(scripted: ScriptedServer) -> None:
+    scripted.answers(GRANT)
+    with Client(scripted.target, channels=2, timeout=20.0) as client:
+        outcomes = await asyncio.gather(*(asyncio.to_thread(client.issue_prize, **IDS) for _ in range(50)))
+    assert all(isinstance(each, Granted) for each in outcomes)
+    assert len({each.peer for each in scripted.seen}) == 2
 
 
 async def test_health_is_asked_of_the_standard_service(scripted: ScriptedServer) -> None:

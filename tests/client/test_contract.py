@@ -28,7 +28,8 @@ def test_every_method_of_the_wire_is_a_method_of_the_client(client: type) -> Non
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_both_clients_take_the_same_documented_keywords(name: str) -> None:
     one, other = inspect.signature(getattr(Client, name)), inspect.signature(getattr(AsyncClient, name))
-    assert one.parameters == other.parameters
+    assert one == other
+    assert "Generator" not in str(one), "the steps of a call are no caller's business"
     _client, *arguments = one.parameters.values()
     assert {each.kind for each in arguments} <= {inspect.Parameter.KEYWORD_ONLY}
     assert inspect.getdoc(getattr(Client, name))

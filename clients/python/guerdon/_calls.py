@@ -1,15 +1,17 @@
 """Every RPC as one function: its arguments, its result, what it raises. Both clients are made from these."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+from google.protobuf.wrappers_pb2 import StringValue
 
 from guerdon import _codec as codec
+from guerdon import _rpcs as rpcs
 from guerdon import model
-from guerdon._flow import Flow, Request, Response, Rpc, Terms, unary
+from guerdon._flow import Flow, Terms, delay_before_retry, unary
 from guerdon.errors import GuerdonError
 from guerdon.model import KEEP, Keep
 from guerdon.v1 import account_pb2, entrance_pb2, prize_pb2, promotion_pb2
@@ -18,111 +20,6 @@ T = TypeVar("T")
 
 _PENDING_WAIT_SECONDS_MIN: Final = 0.01
 """Bounds how often a pending outcome is asked for, whatever the server suggests."""
-
-
-def _rpc(method: str, request: type[Request], response: type[Response], *, mutation: bool) -> Rpc[Request, Response]:
-    return Rpc(f"/guerdon.v1.{method}", request, response, mutation)
-
-
-CREATE_PROMOTION: Final = _rpc(
-    "PromotionService/CreatePromotion", promotion_pb2.CreatePromotionRequest, promotion_pb2.Promotion, mutation=True
-)
-GET_PROMOTION: Final = _rpc(
-    "PromotionService/GetPromotion", promotion_pb2.GetPromotionRequest, promotion_pb2.Promotion, mutation=False
-)
-UPDATE_PROMOTION: Final = _rpc(
-    "PromotionService/UpdatePromotion", promotion_pb2.UpdatePromotionRequest, promotion_pb2.Promotion, mutation=True
-)
-LIST_PROMOTIONS: Final = _rpc(
-    "PromotionService/ListPromotions",
-    promotion_pb2.ListPromotionsRequest,
-    promotion_pb2.ListPromotionsResponse,
-    mutation=False,
-)
-TRANSITION_PROMOTION: Final = _rpc(
-    "PromotionService/TransitionPromotion",
-    promotion_pb2.TransitionPromotionRequest,
-    promotion_pb2.Promotion,
-    mutation=True,
-)
-ADJUST_PROMOTION_BUDGET: Final = _rpc(
-    "PromotionService/AdjustPromotionBudget",
-    promotion_pb2.AdjustPromotionBudgetRequest,
-    promotion_pb2.AdjustPromotionBudgetResponse,
-    mutation=True,
-)
-CREATE_ENTRANCE: Final = _rpc(
-    "EntranceService/CreateEntrance", entrance_pb2.CreateEntranceRequest, entrance_pb2.Entrance, mutation=True
-)
-GET_ENTRANCE: Final = _rpc(
-    "EntranceService/GetEntrance", entrance_pb2.GetEntranceRequest, entrance_pb2.Entrance, mutation=False
-)
-UPDATE_ENTRANCE: Final = _rpc(
-    "EntranceService/UpdateEntrance", entrance_pb2.UpdateEntranceRequest, entrance_pb2.Entrance, mutation=True
-)
-LIST_ENTRANCES: Final = _rpc(
-    "EntranceService/ListEntrances",
-    entrance_pb2.ListEntrancesRequest,
-    entrance_pb2.ListEntrancesResponse,
-    mutation=False,
-)
-LIST_ENTRANCE_PROMOTIONS: Final = _rpc(
-    "EntranceService/ListEntrancePromotions",
-    entrance_pb2.ListEntrancePromotionsRequest,
-    entrance_pb2.ListEntrancePromotionsResponse,
-    mutation=False,
-)
-CREATE_PRIZE: Final = _rpc("PrizeService/CreatePrize", prize_pb2.CreatePrizeRequest, prize_pb2.Prize, mutation=True)
-GET_PRIZE: Final = _rpc("PrizeService/GetPrize", prize_pb2.GetPrizeRequest, prize_pb2.Prize, mutation=False)
-UPDATE_PRIZE: Final = _rpc("PrizeService/UpdatePrize", prize_pb2.UpdatePrizeRequest, prize_pb2.Prize, mutation=True)
-LIST_PRIZES: Final = _rpc(
-    "PrizeService/ListPrizes", prize_pb2.ListPrizesRequest, prize_pb2.ListPrizesResponse, mutation=False
-)
-ADJUST_PRIZE_STOCK: Final = _rpc(
-    "PrizeService/AdjustPrizeStock",
-    prize_pb2.AdjustPrizeStockRequest,
-    prize_pb2.AdjustPrizeStockResponse,
-    mutation=True,
-)
-GET_PRIZE_STOCK: Final = _rpc(
-    "PrizeService/GetPrizeStock", prize_pb2.GetPrizeStockRequest, prize_pb2.PrizeStock, mutation=False
-)
-ISSUE_PRIZE: Final = _rpc(
-    "PrizeService/IssuePrize", prize_pb2.IssuePrizeRequest, prize_pb2.IssuePrizeResponse, mutation=True
-)
-BATCH_ISSUE_PRIZES: Final = _rpc(
-    "PrizeService/BatchIssuePrizes",
-    prize_pb2.BatchIssuePrizesRequest,
-    prize_pb2.BatchIssuePrizesResponse,
-    mutation=True,
-)
-# A cancellation may be done without an answer, but asking again is the answer: so it is retried and reported as a read.
-GET_ISSUANCE: Final = _rpc(
-    "PrizeService/GetIssuance", prize_pb2.GetIssuanceRequest, prize_pb2.GetIssuanceResponse, mutation=False
-)
-LIST_ISSUANCES: Final = _rpc(
-    "PrizeService/ListIssuances", prize_pb2.ListIssuancesRequest, prize_pb2.ListIssuancesResponse, mutation=False
-)
-GET_BALANCE: Final = _rpc(
-    "AccountService/GetBalance", account_pb2.GetBalanceRequest, account_pb2.Balance, mutation=False
-)
-LIST_BALANCES: Final = _rpc(
-    "AccountService/ListBalances", account_pb2.ListBalancesRequest, account_pb2.ListBalancesResponse, mutation=False
-)
-LIST_ENTRIES: Final = _rpc(
-    "AccountService/ListEntries", account_pb2.ListEntriesRequest, account_pb2.ListEntriesResponse, mutation=False
-)
-GET_TRIAL_BALANCE: Final = _rpc(
-    "AccountService/GetTrialBalance",
-    account_pb2.GetTrialBalanceRequest,
-    account_pb2.GetTrialBalanceResponse,
-    mutation=False,
-)
-# The health messages have one field each, number 1, a string and an enum: on the wire that is what these wrappers are,
-# which spares users a dependency on the package of the health service.
-CHECK_HEALTH: Final = Rpc("/grpc.health.v1.Health/Check", StringValue, Int32Value, mutation=False)
-
-RPCS: Final[tuple[Rpc[Any, Any], ...]] = tuple(value for value in list(globals().values()) if isinstance(value, Rpc))
 
 
 # Promotions
@@ -153,13 +50,13 @@ def create_promotion(
         budgets=codec.budgets(budgets),
     )
     request = promotion_pb2.CreatePromotionRequest(promotion=promotion, request_id=request_id)
-    return codec.promotion((yield from unary(terms, CREATE_PROMOTION, request, terms.deadline())))
+    return codec.promotion((yield from unary(terms, rpcs.CREATE_PROMOTION, request, terms.deadline())))
 
 
 def get_promotion(terms: Terms, /, *, promotion_id: str) -> Flow[model.Promotion]:
     """The promotion with its budgets. Raises NotFound (PROMOTION_NOT_FOUND)."""
     request = promotion_pb2.GetPromotionRequest(promotion_id=promotion_id)
-    return codec.promotion((yield from unary(terms, GET_PROMOTION, request, terms.deadline())))
+    return codec.promotion((yield from unary(terms, rpcs.GET_PROMOTION, request, terms.deadline())))
 
 
 def update_promotion(
@@ -188,7 +85,7 @@ def update_promotion(
     )
     mask = _mask(display_name=display_name, starts_at=starts_at, ends_at=ends_at, entrance_ids=entrance_ids)
     request = promotion_pb2.UpdatePromotionRequest(promotion=promotion, update_mask=mask, request_id=request_id)
-    return codec.promotion((yield from unary(terms, UPDATE_PROMOTION, request, terms.deadline())))
+    return codec.promotion((yield from unary(terms, rpcs.UPDATE_PROMOTION, request, terms.deadline())))
 
 
 def list_promotions(
@@ -198,7 +95,7 @@ def list_promotions(
     request = promotion_pb2.ListPromotionsRequest(
         states=[codec.PROMOTION_STATE.number(state) for state in states], page_size=page_size, page_token=page_token
     )
-    response = yield from unary(terms, LIST_PROMOTIONS, request, terms.deadline())
+    response = yield from unary(terms, rpcs.LIST_PROMOTIONS, request, terms.deadline())
     return model.Page(tuple(codec.promotion(each) for each in response.promotions), response.next_page_token)
 
 
@@ -216,7 +113,7 @@ def transition_promotion(
         etag=etag,
         request_id=request_id,
     )
-    return codec.promotion((yield from unary(terms, TRANSITION_PROMOTION, request, terms.deadline())))
+    return codec.promotion((yield from unary(terms, rpcs.TRANSITION_PROMOTION, request, terms.deadline())))
 
 
 def adjust_promotion_budget(
@@ -229,7 +126,7 @@ def adjust_promotion_budget(
     request = promotion_pb2.AdjustPromotionBudgetRequest(
         promotion_id=promotion_id, asset=asset, delta_units=delta_units, request_id=request_id
     )
-    response = yield from unary(terms, ADJUST_PROMOTION_BUDGET, request, terms.deadline())
+    response = yield from unary(terms, rpcs.ADJUST_PROMOTION_BUDGET, request, terms.deadline())
     return model.BudgetAdjustment(codec.budget(response.budget), response.replayed)
 
 
@@ -242,13 +139,13 @@ def create_entrance(
     """Creates an entrance. Raises AlreadyExists (ENTRANCE_EXISTS)."""
     entrance = entrance_pb2.Entrance(entrance_id=entrance_id, display_name=display_name)
     request = entrance_pb2.CreateEntranceRequest(entrance=entrance, request_id=request_id)
-    return codec.entrance((yield from unary(terms, CREATE_ENTRANCE, request, terms.deadline())))
+    return codec.entrance((yield from unary(terms, rpcs.CREATE_ENTRANCE, request, terms.deadline())))
 
 
 def get_entrance(terms: Terms, /, *, entrance_id: str) -> Flow[model.Entrance]:
     """The entrance. Raises NotFound (ENTRANCE_NOT_FOUND)."""
     request = entrance_pb2.GetEntranceRequest(entrance_id=entrance_id)
-    return codec.entrance((yield from unary(terms, GET_ENTRANCE, request, terms.deadline())))
+    return codec.entrance((yield from unary(terms, rpcs.GET_ENTRANCE, request, terms.deadline())))
 
 
 def update_entrance(
@@ -259,13 +156,13 @@ def update_entrance(
     request = entrance_pb2.UpdateEntranceRequest(
         entrance=entrance, update_mask=_mask(display_name=display_name), request_id=request_id
     )
-    return codec.entrance((yield from unary(terms, UPDATE_ENTRANCE, request, terms.deadline())))
+    return codec.entrance((yield from unary(terms, rpcs.UPDATE_ENTRANCE, request, terms.deadline())))
 
 
 def list_entrances(terms: Terms, /, *, page_size: int = 0, page_token: str = "") -> Flow[model.Page[model.Entrance]]:
     """Entrances by id. page_size: 1 to 500, 0 means 100."""
     request = entrance_pb2.ListEntrancesRequest(page_size=page_size, page_token=page_token)
-    response = yield from unary(terms, LIST_ENTRANCES, request, terms.deadline())
+    response = yield from unary(terms, rpcs.LIST_ENTRANCES, request, terms.deadline())
     return model.Page(tuple(codec.entrance(each) for each in response.entrances), response.next_page_token)
 
 
@@ -279,7 +176,7 @@ def list_entrance_promotions(
     request = entrance_pb2.ListEntrancePromotionsRequest(
         entrance_id=entrance_id, user_id=user_id, page_size=page_size, page_token=page_token
     )
-    response = yield from unary(terms, LIST_ENTRANCE_PROMOTIONS, request, terms.deadline())
+    response = yield from unary(terms, rpcs.LIST_ENTRANCE_PROMOTIONS, request, terms.deadline())
     return model.Page(tuple(codec.entrance_promotion(each) for each in response.promotions), response.next_page_token)
 
 
@@ -315,13 +212,13 @@ def create_prize(
         validity=codec.validity(validity),
     )
     request = prize_pb2.CreatePrizeRequest(prize=prize, request_id=request_id)
-    return codec.prize((yield from unary(terms, CREATE_PRIZE, request, terms.deadline())))
+    return codec.prize((yield from unary(terms, rpcs.CREATE_PRIZE, request, terms.deadline())))
 
 
 def get_prize(terms: Terms, /, *, prize_id: str) -> Flow[model.Prize]:
     """The prize. Raises NotFound (PRIZE_NOT_FOUND)."""
     request = prize_pb2.GetPrizeRequest(prize_id=prize_id)
-    return codec.prize((yield from unary(terms, GET_PRIZE, request, terms.deadline())))
+    return codec.prize((yield from unary(terms, rpcs.GET_PRIZE, request, terms.deadline())))
 
 
 def update_prize(
@@ -352,7 +249,7 @@ def update_prize(
     if value is not KEEP:
         mask.paths.append("value.rate" if isinstance(value, model.RateValue) else "value.fixed_units")
     request = prize_pb2.UpdatePrizeRequest(prize=prize, update_mask=mask, request_id=request_id)
-    return codec.prize((yield from unary(terms, UPDATE_PRIZE, request, terms.deadline())))
+    return codec.prize((yield from unary(terms, rpcs.UPDATE_PRIZE, request, terms.deadline())))
 
 
 def list_prizes(
@@ -360,7 +257,7 @@ def list_prizes(
 ) -> Flow[model.Page[model.Prize]]:
     """Prizes by id, of one promotion or of all. page_size: 1 to 500, 0 means 100."""
     request = prize_pb2.ListPrizesRequest(promotion_id=promotion_id, page_size=page_size, page_token=page_token)
-    response = yield from unary(terms, LIST_PRIZES, request, terms.deadline())
+    response = yield from unary(terms, rpcs.LIST_PRIZES, request, terms.deadline())
     return model.Page(tuple(codec.prize(each) for each in response.prizes), response.next_page_token)
 
 
@@ -372,14 +269,14 @@ def adjust_prize_stock(
     Raises FailedPrecondition (STOCK_INSUFFICIENT, CAPACITY_UNLIMITED).
     """
     request = prize_pb2.AdjustPrizeStockRequest(prize_id=prize_id, delta_units=delta_units, request_id=request_id)
-    response = yield from unary(terms, ADJUST_PRIZE_STOCK, request, terms.deadline())
+    response = yield from unary(terms, rpcs.ADJUST_PRIZE_STOCK, request, terms.deadline())
     return model.StockAdjustment(codec.prize_stock(response.stock), response.replayed)
 
 
 def get_prize_stock(terms: Terms, /, *, prize_id: str) -> Flow[model.PrizeStock]:
     """Capacity, issued and remaining units, as the ledger has them. Raises NotFound (PRIZE_NOT_FOUND)."""
     request = prize_pb2.GetPrizeStockRequest(prize_id=prize_id)
-    return codec.prize_stock((yield from unary(terms, GET_PRIZE_STOCK, request, terms.deadline())))
+    return codec.prize_stock((yield from unary(terms, rpcs.GET_PRIZE_STOCK, request, terms.deadline())))
 
 
 # Issuing
@@ -412,18 +309,19 @@ def issue_prize(
         attributes=codec.attributes(attributes),
     )
     deadline = terms.deadline()
-    outcome = codec.issue_outcome((yield from unary(terms, ISSUE_PRIZE, request, deadline)))
+    outcome = codec.issue_outcome((yield from unary(terms, rpcs.ISSUE_PRIZE, request, deadline)))
     while isinstance(outcome, model.PendingOutcome):
         delay = _pending_wait_seconds(outcome)
         if delay >= deadline - terms.clock():
             return outcome
         yield delay
         try:
-            outcome = codec.issue_outcome((yield from unary(terms, ISSUE_PRIZE, request, deadline)))
+            response = yield from unary(terms, rpcs.ISSUE_PRIZE, request, deadline, outcome_open=True)
         except GuerdonError as error:
             if not error.outcome_unknown:
                 raise
             return outcome  # pending is what is known; an error would say no more
+        outcome = codec.issue_outcome(response)
     return outcome
 
 
@@ -439,7 +337,8 @@ def batch_issue_prizes(
     """Gives 1 to 1000 prizes of one promotion: an outcome per item, in order. Request ids are unique in the batch.
 
     PER_ITEM: each for itself. ALL_OR_NOTHING: all are granted, or none; a retried one replays whole. Raises like
-    `issue_prize` for what is wrong with the batch; what is wrong with one item is its ItemError.
+    `issue_prize` for what is wrong with the batch; what is wrong with one item is its ItemError. Items that are pending
+    or failed with UNAVAILABLE or ABORTED are asked for again within the deadline; the others keep their outcome.
     """
     request = prize_pb2.BatchIssuePrizesRequest(
         promotion_id=promotion_id,
@@ -448,14 +347,14 @@ def batch_issue_prizes(
         mode=codec.BATCH_MODE.number(mode),
     )
     deadline = terms.deadline()
-    response = yield from unary(terms, BATCH_ISSUE_PRIZES, request, deadline)
+    response = yield from unary(terms, rpcs.BATCH_ISSUE_PRIZES, request, deadline)
     outcomes = [codec.item_outcome(result) for result in response.results]
-    while pending := {i: each for i, each in enumerate(outcomes) if isinstance(each, model.PendingOutcome)}:
-        delay = _pending_wait_seconds(*pending.values())
-        if delay >= deadline - terms.clock():
+    for attempt in itertools.count(1):
+        waits = _waits_seconds(terms, outcomes, attempt)
+        if not waits or max(waits.values()) >= deadline - terms.clock():
             break
-        yield delay
-        asked = range(len(items)) if mode == model.BatchMode.ALL_OR_NOTHING else list(pending)
+        yield max(waits.values())
+        asked = range(len(items)) if mode == model.BatchMode.ALL_OR_NOTHING else list(waits)
         again = prize_pb2.BatchIssuePrizesRequest(
             promotion_id=promotion_id,
             entrance_id=entrance_id,
@@ -463,12 +362,24 @@ def batch_issue_prizes(
             mode=request.mode,
         )
         try:
-            response = yield from unary(terms, BATCH_ISSUE_PRIZES, again, deadline)
+            response = yield from unary(terms, rpcs.BATCH_ISSUE_PRIZES, again, deadline, outcome_open=True)
         except GuerdonError:
-            break  # what the other items were granted must not be lost; the pending ones stay pending
+            break  # what the other items were granted must not be lost; these keep the outcome that they had
         for i, result in zip(asked, response.results, strict=True):
-            outcomes[i] = codec.item_outcome(result)
+            outcomes[i] = codec.item_outcome(result, outcome_open=True)
     return tuple(outcomes)
+
+
+def _waits_seconds(terms: Terms, outcomes: Sequence[model.ItemOutcome], attempt: int) -> dict[int, float]:
+    """Which items of a batch are worth asking for again, and how long each wants to wait before."""
+    waits: dict[int, float] = {}
+    for i, each in enumerate(outcomes):
+        wait = _pending_wait_seconds(each) if isinstance(each, model.PendingOutcome) else None
+        if isinstance(each, model.ItemError):
+            wait = delay_before_retry(terms, each.error, attempt)
+        if wait is not None:
+            waits[i] = wait
+    return waits
 
 
 def get_issuance(
@@ -492,7 +403,7 @@ def get_issuance(
         request = prize_pb2.GetIssuanceRequest(request=key, cancel_if_absent=cancel_if_absent)
     else:
         raise TypeError("get_issuance takes either issuance_id, or promotion_id and request_id")
-    return codec.issuance_state((yield from unary(terms, GET_ISSUANCE, request, terms.deadline())))
+    return codec.issuance_state((yield from unary(terms, rpcs.GET_ISSUANCE, request, terms.deadline())))
 
 
 def list_issuances(
@@ -514,7 +425,7 @@ def list_issuances(
         request.promotion_id = promotion_id
     if reference is not None:
         request.reference = reference
-    response = yield from unary(terms, LIST_ISSUANCES, request, terms.deadline())
+    response = yield from unary(terms, rpcs.LIST_ISSUANCES, request, terms.deadline())
     return model.Page(tuple(codec.issuance(each) for each in response.issuances), response.next_page_token)
 
 
@@ -524,7 +435,7 @@ def list_issuances(
 def get_balance(terms: Terms, /, *, account: model.AccountKey) -> Flow[model.Balance]:
     """The balance of one account; zero for one that has never been used."""
     request = account_pb2.GetBalanceRequest(account=codec.account_key(account))
-    return codec.balance((yield from unary(terms, GET_BALANCE, request, terms.deadline())))
+    return codec.balance((yield from unary(terms, rpcs.GET_BALANCE, request, terms.deadline())))
 
 
 def list_balances(
@@ -543,7 +454,7 @@ def list_balances(
         request.user_id = user_id
     if promotion_id is not None:
         request.promotion_id = promotion_id
-    response = yield from unary(terms, LIST_BALANCES, request, terms.deadline())
+    response = yield from unary(terms, rpcs.LIST_BALANCES, request, terms.deadline())
     return model.Page(tuple(codec.balance(each) for each in response.balances), response.next_page_token)
 
 
@@ -554,14 +465,14 @@ def list_entries(
     request = account_pb2.ListEntriesRequest(
         account=codec.account_key(account), page_size=page_size, page_token=page_token
     )
-    response = yield from unary(terms, LIST_ENTRIES, request, terms.deadline())
+    response = yield from unary(terms, rpcs.LIST_ENTRIES, request, terms.deadline())
     return model.Page(tuple(codec.entry(each) for each in response.entries), response.next_page_token)
 
 
 def get_trial_balance(terms: Terms, /) -> Flow[model.TrialBalance]:
     """The sums of all debits and credits by asset and kind of account."""
     request = account_pb2.GetTrialBalanceRequest()
-    return codec.trial_balance((yield from unary(terms, GET_TRIAL_BALANCE, request, terms.deadline())))
+    return codec.trial_balance((yield from unary(terms, rpcs.GET_TRIAL_BALANCE, request, terms.deadline())))
 
 
 def check_health(terms: Terms, /, *, service: str = "") -> Flow[model.HealthStatus]:
@@ -569,13 +480,13 @@ def check_health(terms: Terms, /, *, service: str = "") -> Flow[model.HealthStat
 
     Raises NotFound for a service that the server does not have.
     """
-    status = yield from unary(terms, CHECK_HEALTH, StringValue(value=service), terms.deadline())
+    status = yield from unary(terms, rpcs.CHECK_HEALTH, StringValue(value=service), terms.deadline())
     known = list(model.HealthStatus)
     return known[status.value] if 0 <= status.value < len(known) else model.HealthStatus.UNKNOWN
 
 
-def _pending_wait_seconds(*pending: model.PendingOutcome) -> float:
-    return max(_PENDING_WAIT_SECONDS_MIN, *(each.retry_after_ms / 1000 for each in pending))
+def _pending_wait_seconds(pending: model.PendingOutcome) -> float:
+    return max(_PENDING_WAIT_SECONDS_MIN, pending.retry_after_ms / 1000)
 
 
 def _given(value: T | Keep, otherwise: T) -> T:

@@ -272,9 +272,9 @@ def issue_outcome(message: prize_pb2.IssuePrizeResponse | prize_pb2.BatchItemRes
     return model.PendingOutcome(message.pending.retry_after_ms)
 
 
-def item_outcome(message: prize_pb2.BatchItemResult) -> model.ItemOutcome:
+def item_outcome(message: prize_pb2.BatchItemResult, *, outcome_open: bool = False) -> model.ItemOutcome:
     if message.WhichOneof("outcome") == "error":
-        return model.ItemError(from_status(message.error, mutation=True))
+        return model.ItemError(from_status(message.error, mutation=True, outcome_open=outcome_open))
     return issue_outcome(message)
 
 

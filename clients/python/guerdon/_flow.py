@@ -77,14 +77,19 @@ class Terms:
         return self.clock() + self.timeout_seconds
 
 
+_RETRIED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED})
 _NO_TIME_LEFT: Final = 0.001
 """An attempt that has less than this could only end in DEADLINE_EXCEEDED."""
 
 
-def unary(terms: Terms, rpc: Rpc[Request, Response], request: Request, deadline: float) -> Flow[Response]:
-    """One RPC, attempted until it is answered, decided, out of attempts, or out of time. Raises GuerdonError."""
+def unary(
+    terms: Terms, rpc: Rpc[Request, Response], request: Request, deadline: float, *, outcome_open: bool = False
+) -> Flow[Response]:
+    """One RPC, attempted until it is answered, decided, out of attempts, or out of time. Raises GuerdonError.
+
+    `outcome_open`: whether the same request has been sent before and may have been applied.
+    """
     attempt = 0
-    outcome_open = False
     while True:
         attempt += 1
         try:
@@ -92,16 +97,15 @@ def unary(terms: Terms, rpc: Rpc[Request, Response], request: Request, deadline:
             return response
         except grpc.RpcError as failure:
             error = from_rpc_error(failure, mutation=rpc.mutation, outcome_open=outcome_open)
-            delay = _delay_before_retry(terms, error, attempt)
+            delay = delay_before_retry(terms, error, attempt)
             if delay is None or delay + _NO_TIME_LEFT >= deadline - terms.clock():
                 raise error from failure
-            outcome_open = error.outcome_unknown
+            outcome_open = outcome_open or error.outcome_unknown
         yield delay
 
 
-def _delay_before_retry(terms: Terms, error: GuerdonError, attempt: int) -> float | None:
-    if error.code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED):
-        return None
-    if attempt >= terms.retry.max_attempts:
+def delay_before_retry(terms: Terms, error: GuerdonError, attempt: int) -> float | None:
+    """Seconds to wait after the failed attempt of this number, which counts from 1; None where it was the last."""
+    if error.code not in _RETRIED or attempt >= terms.retry.max_attempts:
         return None
     return (error.retry_after_seconds or 0.0) + terms.random() * terms.retry.backoff_seconds_max(attempt)

@@ -6,20 +6,23 @@ The methods are written once, in `guerdon._calls`, where their documentation is 
 import asyncio
 import copy
 import functools
+import inspect
 import itertools
 import random as random_module
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar, get_args
 
 import grpc
 from google.protobuf.message import Message
 
 from guerdon import _calls as calls
+from guerdon import _rpcs as rpcs
 from guerdon._flow import Attempt, Flow, RetryPolicy, Terms
 
 P = ParamSpec("P")
 R = TypeVar("R")
+M = TypeVar("M", bound=Callable[..., Any])
 
 PRINCIPAL_METADATA_KEY: Final = "guerdon-principal"
 """The metadata key under which a client says who it is; servers record it on every issuance."""
@@ -96,7 +99,7 @@ def _lane(channel: grpc.Channel | grpc.aio.Channel) -> Mapping[str, Callable[...
             request_serializer=rpc.request_type.SerializeToString,
             response_deserializer=rpc.response_type.FromString,
         )
-        for rpc in calls.RPCS
+        for rpc in rpcs.RPCS
     }
 
 
@@ -123,7 +126,7 @@ def _synchronous(
     def method(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> R:
         return client._run(call(client._terms, *args, **kwargs))
 
-    return method
+    return _described(method, call)
 
 
 def _asynchronous(
@@ -133,6 +136,18 @@ def _asynchronous(
     async def method(client: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> R:
         return await client._run(call(client._terms, *args, **kwargs))
 
+    return _described(method, call)
+
+
+def _described(method: M, call: Callable[..., Any]) -> M:
+    """Lets help() and inspect show what callers see: self instead of the terms, the result instead of the steps."""
+    described = inspect.signature(call)
+    _terms_parameter, *arguments = described.parameters.values()
+    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    _, _, result = get_args(described.return_annotation)
+    method.__signature__ = described.replace(  # type: ignore[attr-defined]
+        parameters=[self_parameter, *arguments], return_annotation=result
+    )
     return method
 
 
@@ -164,7 +179,10 @@ class Client:
         """The same client over the same connections with another deadline (seconds) or retry policy; cheap."""
         other = copy.copy(self)
         other._terms = _terms(
-            timeout or self._terms.timeout_seconds, retry or self._terms.retry, self._terms.clock, self._terms.random
+            self._terms.timeout_seconds if timeout is None else timeout,
+            retry or self._terms.retry,
+            self._terms.clock,
+            self._terms.random,
         )
         return other
 
@@ -254,7 +272,10 @@ class AsyncClient:
         """The same client over the same connections with another deadline (seconds) or retry policy; cheap."""
         other = copy.copy(self)
         other._terms = _terms(
-            timeout or self._terms.timeout_seconds, retry or self._terms.retry, self._terms.clock, self._terms.random
+            self._terms.timeout_seconds if timeout is None else timeout,
+            retry or self._terms.retry,
+            self._terms.clock,
+            self._terms.random,
         )
         return other
 

@@ -5,7 +5,7 @@ A refusal for business reasons (sold out, limit reached) is not an error: it is 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import grpc
 from google.rpc import (  # type: ignore[import-untyped, unused-ignore]
@@ -77,6 +77,10 @@ class GuerdonError(Exception):
         self.outcome_unknown = outcome_unknown
         """Whether the mutation may have been applied: repeat it with the same request id, or ask."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own way loses keyword arguments: an error of a worker process could not be raised in its parent.
+        return _restored, (type(self), self.message, {**self.__dict__})
+
     @property
     def retryable(self) -> bool:
         """Whether the same call with the same request id may succeed later without a change."""
@@ -86,6 +90,12 @@ class GuerdonError(Exception):
         name = f"{self.code.name} / {self.reason}" if self.reason else self.code.name
         violations = "".join(f"; {v.field}: {v.description}" for v in self.field_violations)
         return f"{name}: {self.message}{violations}"
+
+
+def _restored(kind: type[GuerdonError], message: str, attributes: dict[str, Any]) -> GuerdonError:
+    error = kind(message, code=attributes["code"])
+    error.__dict__.update(attributes)
+    return error
 
 
 class InvalidArgument(GuerdonError):

@@ -26,8 +26,8 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from guerdon._calls import CHECK_HEALTH
 from guerdon._flow import Attempt, RetryPolicy, Terms
+from guerdon._rpcs import CHECK_HEALTH
 from guerdon.client import AsyncClient, Client
 from guerdon.fake import _accounts, _catalog, _issuing
 from guerdon.fake._refusal import refusal

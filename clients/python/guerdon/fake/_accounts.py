@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
-from guerdon import _calls as calls
 from guerdon import _codec as codec
+from guerdon import _rpcs as rpcs
 from guerdon.fake import _validation as validation
 from guerdon.fake._store import Account, Booking, Store, page
 from guerdon.fake._validation import Fields
@@ -113,8 +113,8 @@ def _balances(sums: Mapping[tuple[str, AccountKind], list[int]], asset: str) -> 
 
 
 HANDLERS: Final[Mapping[str, Callable[[Store, Any], Message]]] = {
-    calls.GET_BALANCE.path: _get_balance,
-    calls.LIST_BALANCES.path: _list_balances,
-    calls.LIST_ENTRIES.path: _list_entries,
-    calls.GET_TRIAL_BALANCE.path: _get_trial_balance,
+    rpcs.GET_BALANCE.path: _get_balance,
+    rpcs.LIST_BALANCES.path: _list_balances,
+    rpcs.LIST_ENTRIES.path: _list_entries,
+    rpcs.GET_TRIAL_BALANCE.path: _get_trial_balance,
 }

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
-from guerdon import _calls as calls
+from guerdon import _rpcs as rpcs
 from guerdon.fake import _validation as validation
 from guerdon.fake._refusal import exists, precondition
 from guerdon.fake._store import Pool, Store, check_etag, page, sorted_by_id, touch
@@ -395,20 +395,20 @@ def _require_page(size: int) -> None:
 
 
 HANDLERS: Final[Mapping[str, Callable[[Store, Any], Message]]] = {
-    calls.CREATE_PROMOTION.path: _create_promotion,
-    calls.GET_PROMOTION.path: _get_promotion,
-    calls.UPDATE_PROMOTION.path: _update_promotion,
-    calls.LIST_PROMOTIONS.path: _list_promotions,
-    calls.TRANSITION_PROMOTION.path: _transition_promotion,
-    calls.ADJUST_PROMOTION_BUDGET.path: _adjust_promotion_budget,
-    calls.CREATE_ENTRANCE.path: _create_entrance,
-    calls.GET_ENTRANCE.path: _get_entrance,
-    calls.UPDATE_ENTRANCE.path: _update_entrance,
-    calls.LIST_ENTRANCES.path: _list_entrances,
-    calls.CREATE_PRIZE.path: _create_prize,
-    calls.GET_PRIZE.path: _get_prize,
-    calls.UPDATE_PRIZE.path: _update_prize,
-    calls.LIST_PRIZES.path: _list_prizes,
-    calls.ADJUST_PRIZE_STOCK.path: _adjust_prize_stock,
-    calls.GET_PRIZE_STOCK.path: _get_prize_stock,
+    rpcs.CREATE_PROMOTION.path: _create_promotion,
+    rpcs.GET_PROMOTION.path: _get_promotion,
+    rpcs.UPDATE_PROMOTION.path: _update_promotion,
+    rpcs.LIST_PROMOTIONS.path: _list_promotions,
+    rpcs.TRANSITION_PROMOTION.path: _transition_promotion,
+    rpcs.ADJUST_PROMOTION_BUDGET.path: _adjust_promotion_budget,
+    rpcs.CREATE_ENTRANCE.path: _create_entrance,
+    rpcs.GET_ENTRANCE.path: _get_entrance,
+    rpcs.UPDATE_ENTRANCE.path: _update_entrance,
+    rpcs.LIST_ENTRANCES.path: _list_entrances,
+    rpcs.CREATE_PRIZE.path: _create_prize,
+    rpcs.GET_PRIZE.path: _get_prize,
+    rpcs.UPDATE_PRIZE.path: _update_prize,
+    rpcs.LIST_PRIZES.path: _list_prizes,
+    rpcs.ADJUST_PRIZE_STOCK.path: _adjust_prize_stock,
+    rpcs.GET_PRIZE_STOCK.path: _get_prize_stock,
 }

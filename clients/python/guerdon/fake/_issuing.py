@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from google.protobuf.message import Message
 
-from guerdon import _calls as calls
+from guerdon import _rpcs as rpcs
 from guerdon.fake import _catalog as catalog
 from guerdon.fake import _validation as validation
 from guerdon.fake._refusal import Refused, precondition, reused
@@ -462,9 +462,9 @@ def _live_prize(
 
 
 HANDLERS: Final[Mapping[str, Callable[[Store, Any], Message]]] = {
-    calls.ISSUE_PRIZE.path: _issue_prize,
-    calls.BATCH_ISSUE_PRIZES.path: _batch_issue_prizes,
-    calls.GET_ISSUANCE.path: _get_issuance,
-    calls.LIST_ISSUANCES.path: _list_issuances,
-    calls.LIST_ENTRANCE_PROMOTIONS.path: _list_entrance_promotions,
+    rpcs.ISSUE_PRIZE.path: _issue_prize,
+    rpcs.BATCH_ISSUE_PRIZES.path: _batch_issue_prizes,
+    rpcs.GET_ISSUANCE.path: _get_issuance,
+    rpcs.LIST_ISSUANCES.path: _list_issuances,
+    rpcs.LIST_ENTRANCE_PROMOTIONS.path: _list_entrance_promotions,
 }
