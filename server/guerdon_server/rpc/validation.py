@@ -44,7 +44,8 @@ _is_asset = re.compile(r"[A-Z][A-Z0-9]{1,11}(/[0-9]{1,2})?").fullmatch
 _foreign_to_id = re.compile(r"[^A-Za-z0-9._:-]").search
 _control = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]").search
 _SECONDS_MIN: Final = int(dt.datetime(2000, 1, 1, tzinfo=dt.UTC).timestamp())
-_SECONDS_END: Final = int(dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC).timestamp()) + 1
+_SECONDS_END: Final = int(dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC).timestamp())
+"""Excluded: for asyncpg the last microsecond of the year 9999 is infinity, and comes back without a time zone."""
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _E = TypeVar("_E", bound=IntEnum)
 
