@@ -20,6 +20,7 @@ from guerdon_server.core.stock.model import (
     Settlement,
     Status,
 )
+from guerdon_server.core.stock.redis.pipeline import ScriptPipeline
 from guerdon_server.platform.redis import Client, RedisUnavailable, Script, Value, call
 
 # Bounded by what a script may unpack on Lua's stack (prelude.lua): 2 fields for each of 3 claims an item.
@@ -52,6 +53,7 @@ class RedisGate:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._pipeline = ScriptPipeline(client)
         self._admit = _script("admit")
         self._settle = _script("settle")
         self._prepare = _script("prepare")
@@ -153,7 +155,7 @@ class RedisGate:
 
     async def _call(self, script: Script, group: int, arguments: Sequence[Value]) -> Any:
         try:
-            return await script(self._client, keys(group), arguments)
+            return await self._pipeline(script, keys(group), arguments)
         except ResponseError as error:
             if str(error).startswith(_NOT_NOW):
                 raise RedisUnavailable(f"{script.name}: {error}") from error
