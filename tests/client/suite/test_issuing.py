@@ -210,9 +210,10 @@ async def test_a_rate_needs_its_attribute(shop: Shop) -> None:
     await shop.opens(budgets={"COIN": UNLIMITED})
     prize = await shop.prize(kind=PrizeKind.COIN, value=RateValue("COIN", "cds", 10_000))
     assert reason(await shop.issue(prize, attributes={"other": 3})) is RejectionReason.ATTRIBUTE_MISSING
-    with pytest.raises(InvalidArgument) as raised:
-        await shop.issue(prize, attributes={"cds": "three"})
-    assert [each.field for each in raised.value.field_violations] == ["attributes[cds]"]
+    for bad in ("three", -1, 2**62):  # no number, below zero, worth more than the ledger can hold
+        with pytest.raises(InvalidArgument) as raised:
+            await shop.issue(prize, attributes={"cds": bad})
+        assert [each.field for each in raised.value.field_violations] == ["attributes[cds]"]
 
 
 async def test_the_state_of_the_promotion_decides_first(client: AsyncClient, shop: Shop) -> None:

@@ -139,7 +139,7 @@ def _value(prize: prize_pb2.Prize, item: _Item) -> prize_pb2.Rejection | tuple[i
     if rule != "rate":
         return prize.value.fixed_units, None
     rate = prize.value.rate
-    path = f"prizes/{prize.prize_id}/value"
+    path = f"prizes/{prize.prize_id}/value/rate"
     if rate.attribute not in item.message.attributes:
         text = f"the request lacks the attribute {rate.attribute}"
         return _rejection(Reason.REJECTION_REASON_ATTRIBUTE_MISSING, path, text, "", rate.attribute)
@@ -151,9 +151,9 @@ def _value(prize: prize_pb2.Prize, item: _Item) -> prize_pb2.Rejection | tuple[i
     units = _rated(rate, attribute.integer)
     if units == 0:
         text = f"the value of {attribute.integer} comes to zero"
-        return _rejection(Reason.REJECTION_REASON_VALUE_ZERO, path, text, "0", "1")
-    if units > UNITS_MAX:
-        return _rejection(Reason.REJECTION_REASON_ACCOUNT_LIMIT, path, "out of range", str(units), str(UNITS_MAX))
+        return _rejection(Reason.REJECTION_REASON_VALUE_ZERO, path, text, str(attribute.integer), "1")
+    fields.check(units <= UNITS_MAX, f"{item.path}attributes[{rate.attribute}]", f"comes to more than {UNITS_MAX}")
+    fields.raise_if_any()
     return units, (rate.attribute, attribute.integer)
 
 

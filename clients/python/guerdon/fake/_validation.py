@@ -12,7 +12,9 @@ from guerdon.v1 import account_pb2, prize_pb2, promotion_pb2, types_pb2
 UNITS_MAX: Final = 2**53 - 1
 _ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ATTRIBUTE_NAME: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_ASSET: Final = re.compile(r"[A-Z][A-Z0-9_]{0,31}(/[0-9]{1,2})?")
+_ASSET: Final = re.compile(r"[A-Z][A-Z0-9]{1,11}(/[0-9]{1,2})?")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_VIOLATIONS_MAX: Final = 20
 _ACCOUNT_FIELDS: Final[Mapping[int, tuple[str, ...]]] = {
     account_pb2.ACCOUNT_KIND_STOCK_SOURCE: ("prize_id",),
     account_pb2.ACCOUNT_KIND_STOCK: ("prize_id",),
@@ -48,7 +50,8 @@ class Fields:
         self.check(bool(_ASSET.fullmatch(value)), field, 'must be like "COIN" or "USD/2"')
 
     def display_name(self, value: str, field: str) -> None:
-        self.check(len(value) <= 200, field, "must be at most 200 characters")
+        fits = len(value) <= 200 and not _CONTROL.search(value)
+        self.check(fits, field, "must be at most 200 characters, none of them a control character")
 
     def between(self, value: int, low: int, high: int, field: str) -> None:
         self.check(low <= value <= high, field, f"must be {low} to {high}")
@@ -68,7 +71,7 @@ class Fields:
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "INVALID_FIELD",
                 "the request has invalid fields",
-                violations=self._violations,
+                violations=self._violations[:_VIOLATIONS_MAX],
             )
 
 
@@ -157,7 +160,10 @@ def _attribute(fields: Fields, name: str, value: types_pb2.AttributeValue, field
     named = bool(_ATTRIBUTE_NAME.fullmatch(name))
     fields.check(named, field, "the name must be 1 to 64 characters of the id alphabet")
     fields.check(value.WhichOneof("kind") is not None, field, "must have a value")
+    fields.check(len(value.text) <= 1024, field, "must be at most 1024 characters")
     fields.check(len(value.list.values) <= 100, field, "must be at most 100 texts")
+    for i, text in enumerate(value.list.values[:100]):
+        fields.check(len(text) <= 256, f"{field}[{i}]", "must be at most 256 characters")
 
 
 def account(fields: Fields, key: account_pb2.AccountKey) -> None:
