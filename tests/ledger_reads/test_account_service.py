@@ -57,60 +57,55 @@ async def test_every_kind_of_account_has_its_balance(service: AccountServicer) -
     assert await balance(service, Key(kind=LIABILITY, promotion_id="spring", asset="USD/2")) == (1_500, 0, 1_500)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        Key(kind=WALLET, user_id="nobody", asset="COIN"),
-        Key(kind=WALLET, user_id="ada", asset="GEMS"),
-        Key(kind=WALLET, user_id="eve", asset="COIN"),
-        Key(kind=HOLDING, user_id="nobody", prize_id="goods"),
-        Key(kind=HOLDING, user_id="eve", prize_id="goods"),
-        Key(kind=BUDGET, promotion_id="autumn", asset="COIN"),
-        Key(kind=LIABILITY, promotion_id="spring", asset="COIN"),
-    ],
-    ids=str,
+NEVER_USED = (
+    Key(kind=WALLET, user_id="nobody", asset="COIN"),
+    Key(kind=WALLET, user_id="ada", asset="GEMS"),
+    Key(kind=WALLET, user_id="eve", asset="COIN"),
+    Key(kind=HOLDING, user_id="nobody", prize_id="goods"),
+    Key(kind=HOLDING, user_id="eve", prize_id="goods"),
+    Key(kind=BUDGET, promotion_id="autumn", asset="COIN"),
+    Key(kind=LIABILITY, promotion_id="spring", asset="COIN"),
 )
-async def test_an_account_never_used_is_zero_and_has_no_entries(service: AccountServicer, key: Key) -> None:
-    assert await balance(service, key) == (0, 0, 0)
-    assert await statement(service, key) == account_pb2.ListEntriesResponse()
 
 
-@pytest.mark.parametrize(
-    ("key", "reason"),
-    [
-        (Key(kind=STOCK, prize_id="nothing"), "PRIZE_NOT_FOUND"),
-        (Key(kind=HOLDING, user_id="ada", prize_id="nothing"), "PRIZE_NOT_FOUND"),
-        (Key(kind=BUDGET, promotion_id="nothing", asset="COIN"), "PROMOTION_NOT_FOUND"),
-    ],
-    ids=str,
+async def test_an_account_never_used_is_zero_and_has_no_entries(service: AccountServicer) -> None:
+    for key in NEVER_USED:
+        assert await balance(service, key) == (0, 0, 0), key
+        assert await statement(service, key) == account_pb2.ListEntriesResponse(), key
+
+
+NOT_FOUND = (
+    (Key(kind=STOCK, prize_id="nothing"), "PRIZE_NOT_FOUND"),
+    (Key(kind=HOLDING, user_id="ada", prize_id="nothing"), "PRIZE_NOT_FOUND"),
+    (Key(kind=BUDGET, promotion_id="nothing", asset="COIN"), "PROMOTION_NOT_FOUND"),
 )
-async def test_unknown_promotions_and_prizes_are_not_found(service: AccountServicer, key: Key, reason: str) -> None:
-    for call in (balance(service, key), statement(service, key)):
-        with pytest.raises(ServiceError) as caught:
-            await call
-        assert (caught.value.code, caught.value.reason) == (Code.NOT_FOUND, reason)
 
 
-@pytest.mark.parametrize(
-    ("key", "fields"),
-    [
-        (Key(), ["account.kind"]),
-        (Key(kind=99), ["account.kind"]),  # type: ignore[arg-type]
-        (Key(kind=WALLET), ["account.user_id", "account.asset"]),
-        (Key(kind=WALLET, user_id="a b", asset="USD/2"), ["account.user_id"]),
-        (Key(kind=WALLET, user_id="x" * 129, asset="usd"), ["account.user_id", "account.asset"]),
-        (Key(kind=STOCK, prize_id="coupon", promotion_id="spring"), ["account.promotion_id"]),
-    ],
-    ids=str,
+async def test_unknown_promotions_and_prizes_are_not_found(service: AccountServicer) -> None:
+    for key, reason in NOT_FOUND:
+        for read in (balance, statement):
+            with pytest.raises(ServiceError) as caught:
+                await read(service, key)
+            assert (caught.value.code, caught.value.reason) == (Code.NOT_FOUND, reason), key
+
+
+MALFORMED = (
+    (Key(), ["account.kind"]),
+    (Key(kind=99), ["account.kind"]),  # type: ignore[arg-type]
+    (Key(kind=WALLET), ["account.user_id", "account.asset"]),
+    (Key(kind=WALLET, user_id="a b", asset="USD/2"), ["account.user_id"]),
+    (Key(kind=WALLET, user_id="x" * 129, asset="usd"), ["account.user_id", "account.asset"]),
+    (Key(kind=STOCK, prize_id="coupon", promotion_id="spring"), ["account.promotion_id"]),
 )
-async def test_a_key_that_names_no_account_says_which_fields(
-    service: AccountServicer, key: Key, fields: list[str]
-) -> None:
-    for call in (balance(service, key), statement(service, key)):
-        with pytest.raises(ServiceError) as caught:
-            await call
-        assert caught.value.code is Code.INVALID_ARGUMENT
-        assert [violation.field for violation in caught.value.violations] == fields
+
+
+async def test_a_key_that_names_no_account_says_which_fields(service: AccountServicer) -> None:
+    for key, fields in MALFORMED:
+        for read in (balance, statement):
+            with pytest.raises(ServiceError) as caught:
+                await read(service, key)
+            assert caught.value.code is Code.INVALID_ARGUMENT
+            assert [violation.field for violation in caught.value.violations] == fields, key
 
 
 async def balances(service: AccountServicer, *, page_size: int = 0, **owner: str) -> list[account_pb2.Balance]:
@@ -127,10 +122,8 @@ async def balances(service: AccountServicer, *, page_size: int = 0, **owner: str
         token = page.next_page_token
 
 
-@pytest.mark.parametrize("page_size", [1, 2, 3, 100])
-async def test_a_users_wallets_and_holdings(service: AccountServicer, page_size: int) -> None:
-    found = await balances(service, user_id="ada", page_size=page_size)
-    assert [(b.account, b.balance_units) for b in found] == [
+async def test_a_users_wallets_and_holdings(service: AccountServicer) -> None:
+    expected = [
         (Key(kind=WALLET, user_id="ada", asset="USD/2"), 25),
         (Key(kind=WALLET, user_id="ada", asset="COIN"), 7),
         (Key(kind=HOLDING, user_id="ada", prize_id="coupon"), 1),
@@ -138,12 +131,13 @@ async def test_a_users_wallets_and_holdings(service: AccountServicer, page_size:
         (Key(kind=HOLDING, user_id="ada", prize_id="cashback"), 1),
         (Key(kind=HOLDING, user_id="ada", prize_id="goods"), 2),
     ]
+    for page_size in (1, 2, 3, 100):
+        found = await balances(service, user_id="ada", page_size=page_size)
+        assert [(b.account, b.balance_units) for b in found] == expected
 
 
-@pytest.mark.parametrize("page_size", [1, 4, 100])
-async def test_a_promotions_accounts(service: AccountServicer, page_size: int) -> None:
-    found = await balances(service, promotion_id="spring", page_size=page_size)
-    assert [(b.account, b.balance_units) for b in found] == [
+async def test_a_promotions_accounts(service: AccountServicer) -> None:
+    expected = [
         (Key(kind=STOCK, prize_id="coupon"), 9),
         (Key(kind=STOCK, prize_id="coins"), -2),
         (Key(kind=STOCK, prize_id="cashback"), 98),
@@ -156,6 +150,9 @@ async def test_a_promotions_accounts(service: AccountServicer, page_size: int) -
         (Key(kind=BUDGET_SOURCE, promotion_id="spring", asset="COIN"), 0),
         (Key(kind=LIABILITY, promotion_id="spring", asset="USD/2"), 1_500),
     ]
+    for page_size in (1, 4, 100):
+        found = await balances(service, promotion_id="spring", page_size=page_size)
+        assert [(b.account, b.balance_units) for b in found] == expected
 
 
 async def test_an_unknown_user_has_no_accounts_and_an_unknown_promotion_is_not_found(service: AccountServicer) -> None:

@@ -35,13 +35,13 @@ async def listed(reads: IssuanceReads, *, page_size: int = 0, **which: str) -> l
         token = page.next_page_token
 
 
-@pytest.mark.parametrize("page_size", [1, 2, 3, 500])
-async def test_lists_are_newest_first_and_page(reads: IssuanceReads, page_size: int) -> None:
+async def test_lists_are_newest_first_and_page(reads: IssuanceReads) -> None:
     spring = ["b2", "c3", "k2", "c2", "b1", "k1", "c1"]
-    assert await listed(reads, promotion_id="spring", page_size=page_size) == spring
-    assert await listed(reads, promotion_id="autumn", page_size=page_size) == ["g3", "g2", "g1"]
-    assert await listed(reads, user_id="ada", page_size=page_size) == ["g2", "g1", "b1", "k1", "c1"]
-    assert await listed(reads, reference="order-1", page_size=page_size) == ["b1", "k1", "c1"]
+    for page_size in (1, 2, 3, 500):
+        assert await listed(reads, promotion_id="spring", page_size=page_size) == spring
+        assert await listed(reads, promotion_id="autumn", page_size=page_size) == ["g3", "g2", "g1"]
+        assert await listed(reads, user_id="ada", page_size=page_size) == ["g2", "g1", "b1", "k1", "c1"]
+        assert await listed(reads, reference="order-1", page_size=page_size) == ["b1", "k1", "c1"]
 
 
 async def test_what_is_granted_between_two_pages_does_not_shift_them(reads: IssuanceReads, books: Books) -> None:
@@ -96,16 +96,16 @@ async def test_an_issuance_by_its_id_has_all_its_terms(reads: IssuanceReads, boo
     assert answer == prize_pb2.GetIssuanceResponse(granted=expected)
 
 
-@pytest.mark.parametrize("issuance_id", ["0", "007", "4711", "ab", "9" * 19, "9" * 100])
-async def test_an_id_that_was_never_given_is_absent(reads: IssuanceReads, issuance_id: str) -> None:
-    assert await reads.by_id(issuance_id) == prize_pb2.GetIssuanceResponse(absent=prize_pb2.Absent())
+async def test_an_id_that_was_never_given_is_absent(reads: IssuanceReads) -> None:
+    for issuance_id in ("0", "007", "4711", "ab", "9" * 19, "9" * 100):
+        assert await reads.by_id(issuance_id) == prize_pb2.GetIssuanceResponse(absent=prize_pb2.Absent())
 
 
-@pytest.mark.parametrize("issuance_id", ["", "a b", "9" * 129])
-async def test_a_malformed_id_is_invalid(reads: IssuanceReads, issuance_id: str) -> None:
-    with pytest.raises(ServiceError) as caught:
-        await reads.by_id(issuance_id)
-    assert [violation.field for violation in caught.value.violations] == ["issuance_id"]
+async def test_a_malformed_id_is_invalid(reads: IssuanceReads) -> None:
+    for issuance_id in ("", "a b", "9" * 129):
+        with pytest.raises(ServiceError) as caught:
+            await reads.by_id(issuance_id)
+        assert [violation.field for violation in caught.value.violations] == ["issuance_id"]
 
 
 async def test_a_database_that_is_away_is_told(books: Books, reads: IssuanceReads) -> None:

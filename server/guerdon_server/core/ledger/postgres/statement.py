@@ -46,10 +46,10 @@ class PostgresStatement:
         self._balances_of_owner = _query("balances_of_owner")
         self._entries = _query("entries")
         self._trial_balance = _query("trial_balance")
+        self._issuance = _query("issuance")
         issuances = _query("issuances")
         self._issuances = {
-            column: issuances.replace("{filter}", f"r.{column} = $1")
-            for column in ("issuance_id", "subject", "promotion", "reference")
+            column: issuances.replace("{column}", column) for column in ("subject", "promotion", "reference")
         }
 
     async def balance(self, key: AccountKey) -> Balance:
@@ -100,7 +100,7 @@ class PostgresStatement:
         ]
 
     async def issuance(self, issuance_id: int) -> Issuance | None:
-        rows = await self._fetch(self._issuances["issuance_id"], issuance_id, _ID_MAX, 1)
+        rows = await self._fetch(self._issuance, issuance_id)
         return Issuance(*rows[0]) if rows else None
 
     async def issuances(
