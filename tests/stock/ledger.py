@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from guerdon_server.core.stock.model import AdmitItem, Epoch, ResourceState
 from guerdon_server.core.stock.ports import OpenedEpoch
+from guerdon_server.platform.errors import Code, ServiceError
 
 
 class MemoryLedger:
@@ -22,6 +23,7 @@ class MemoryLedger:
         self.grants: dict[int, set[str]] = defaultdict(set)
         self.grants_readable = asyncio.Event()  # cleared: `granted_requests` waits
         self.grants_readable.set()
+        self.away = False
         self._random = itertools.count(7)
 
     def add(self, resource: int, capacity: int, *, used: int = 0) -> None:
@@ -51,6 +53,8 @@ class MemoryLedger:
 
     async def current_epoch(self, group: int) -> Epoch | None:
         await asyncio.sleep(0)
+        if self.away:
+            raise ServiceError(Code.UNAVAILABLE, "LEDGER_UNAVAILABLE", "the ledger is away")
         return self.epochs[group][-1] if self.epochs[group] else None
 
     async def open_epoch(self, group: int, *, replacing: int | None, run_id: str) -> OpenedEpoch:
@@ -65,6 +69,8 @@ class MemoryLedger:
 
     async def resources(self, group: int) -> Sequence[ResourceState]:
         await asyncio.sleep(0)
+        if self.away:
+            raise ServiceError(Code.UNAVAILABLE, "LEDGER_UNAVAILABLE", "the ledger is away")
         return list(self.accounts.values())
 
     async def has_grants(self, group: int) -> bool:

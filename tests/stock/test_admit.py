@@ -220,6 +220,20 @@ async def test_callers_at_once_never_get_more_than_there_is(new_gate: GateFactor
     assert {reply.epoch for reply in answers} == {ledger.epochs[GROUP][0].value}
 
 
+async def test_the_largest_batch_on_as_many_resources_as_it_can_name(gate: Gate, ledger: MemoryLedger) -> None:
+    for resource in range(100, 3100):
+        ledger.add(resource, 2)
+    items = [
+        item(f"r{i}", (100 + 3 * i, 1), (101 + 3 * i, 2), (102 + 3 * i, 1), limit=(f"k{i}", 1)) for i in range(1000)
+    ]
+    assert {answer.code for answer in await admit(gate, *items)} == {AdmitCode.ADMITTED}
+    state = await gate.inspect(GROUP)
+    assert sum(held.used for held in state.resources) == 4000
+    gate.settle(GROUP, [Settlement(one.admission, SettleCode.GIVEN_BACK) for one in items])
+    await eventually(lambda: gate.counts.settled == 1000)
+    assert sum(held.used for held in (await gate.inspect(GROUP)).resources) == 0
+
+
 async def test_groups_are_apart(gate: Gate, ledger: MemoryLedger) -> None:
     replies = await asyncio.gather(*(gate.admit(group, [item("same", (STOCK, 10))]) for group in range(1, 6)))
     assert [reply.answers[0].code for reply in replies] == [AdmitCode.ADMITTED] * 5

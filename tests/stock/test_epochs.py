@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from guerdon_server.core.stock.model import AdmitCode, AdmitItem, Answer, Reconc
 from guerdon_server.core.stock.redis.store import RedisGate, keys
 from guerdon_server.core.stock.service import Gate
 from guerdon_server.platform.redis import Client
-from tests.stock.conftest import BUDGET, GROUP, STOCK, GateFactory, item
+from tests.stock.conftest import BUDGET, GROUP, SETTINGS, STOCK, GateFactory, item
 from tests.stock.ledger import MemoryLedger
 from tests.stock.waiting import eventually, settled, used
 
@@ -66,6 +67,17 @@ async def test_a_key_of_another_epoch_closes_the_group(
     assert len(ledger.epochs[GROUP]) == 2
 
 
+@pytest.mark.parametrize("index", range(4))
+async def test_a_key_of_another_type_closes_the_group(
+    gate: Gate, ledger: MemoryLedger, redis_client: Client, index: int
+) -> None:
+    await admit(gate, item("a"))
+    await redis_client.set(keys(GROUP)[index], "not a hash")
+    assert (await gate.inspect(GROUP)).open_epoch is None
+    assert (await admit(gate, item("b", (STOCK, 10))))[0].code is AdmitCode.ADMITTED
+    assert len(ledger.epochs[GROUP]) == 2
+
+
 async def test_a_closed_group_refuses_every_script(gate: Gate, store: RedisGate, redis_client: Client) -> None:
     first = await gate.admit(GROUP, [item("a")])
     run_id = (await gate.inspect(GROUP)).run_id
@@ -88,6 +100,16 @@ async def test_a_lost_script_cache_is_no_reason_for_a_new_epoch(
     await admit(gate, item("b"))
     assert await used(gate, STOCK) == 2
     assert len(ledger.epochs[GROUP]) == 1
+
+
+async def test_many_groups_at_once_survive_a_lost_script_cache(
+    gate: Gate, ledger: MemoryLedger, redis_client: Client
+) -> None:
+    for expected in (1, 2):
+        await redis_client.script_flush()
+        await asyncio.gather(*(gate.admit(group, [item(f"{expected}", (STOCK, 1))]) for group in range(1, 40)))
+        assert [len(ledger.epochs[group]) for group in range(1, 40)] == [1] * 39
+        assert await used(gate, STOCK) == expected
 
 
 async def test_load_needs_a_reservation_and_uses_it_up(store: RedisGate, redis_client: Client) -> None:
@@ -183,7 +205,8 @@ async def test_a_grant_found_while_its_replay_is_open_stays_marked(
     assert (await admit(gate, item("old")))[0].code is AdmitCode.GRANTED_BEFORE
 
 
-async def test_a_backfill_that_stands_still_is_taken_over(gate: Gate, ledger: MemoryLedger, store: RedisGate) -> None:
+async def test_a_backfill_that_stands_still_is_taken_over(ledger: MemoryLedger, store: RedisGate) -> None:
+    gate = Gate(store, ledger, settings=replace(SETTINGS, backfill_takeover_seconds=0.0))
     ledger.grants[GROUP] = {"old1", "old2"}
     run_id = (await store.inspect(GROUP, resources=False)).run_id
     epoch = (await ledger.open_epoch(GROUP, replacing=None, run_id=run_id)).epoch
@@ -194,6 +217,7 @@ async def test_a_backfill_that_stands_still_is_taken_over(gate: Gate, ledger: Me
     assert await gate.reconcile(GROUP) is Reconciled.EQUAL
     await eventually(lambda: marked(gate))
     assert (await admit(gate, item("old2")))[0].code is AdmitCode.GRANTED_BEFORE
+    await gate.aclose()
 
 
 async def test_reconciling_pushes_newer_capacities(gate: Gate, ledger: MemoryLedger) -> None:

@@ -14,6 +14,7 @@ from guerdon_server.core.stock.redis.store import RedisGate, keys
 from guerdon_server.core.stock.service import Gate, GateSettings
 from guerdon_server.platform import redis
 from guerdon_server.platform.engines import ValkeyEngine
+from guerdon_server.platform.errors import ServiceError
 from tests.stock.conftest import GROUP, SETTINGS, STOCK, item
 from tests.stock.ledger import MemoryLedger
 from tests.stock.proxy import Proxy
@@ -62,6 +63,23 @@ async def test_without_any_reply_it_is_unavailable_and_all_is_given_back(far_gat
     proxy.cut()
     await eventually(lambda: far_gate.counts.settled == 1)
     assert await used(far_gate, STOCK) == 1
+
+
+async def test_a_ledger_that_is_away_leaves_nothing_taken_and_the_open_group_admits_on(
+    gate: Gate, ledger: MemoryLedger
+) -> None:
+    ledger.away = True
+    with pytest.raises(ServiceError, match="ledger is away"):
+        await gate.admit(GROUP, [item("closed-yet")])
+    ledger.away = False
+    await gate.admit(GROUP, [item("a")])
+    ledger.away = True
+    ledger.add(31, 5)
+    with pytest.raises(ServiceError, match="ledger is away"):
+        await gate.admit(GROUP, [item("taken"), item("new-prize", (31, 1))])
+    await eventually(lambda: gate.counts.settled == 1)
+    await gate.admit(GROUP, [item("b")])
+    assert await used(gate, STOCK) == 2
 
 
 async def test_settlements_outlive_an_absence(far_gate: Gate, proxy: Proxy) -> None:

@@ -166,7 +166,7 @@ class GateState:
     """What Redis holds of a group. open_epoch: admits under it, or None; loading_epoch: a rebuild has prepared it.
 
     complete: the markers know every granted request. open_admissions: how many. backfill_cursor: the last request id
-    that a backfill has marked ("" none); backfill_age_ms: since it last did (None: none ever did).
+    that a backfill has marked ("" none); backfill_age_ms: since it last did, or since the load.
     """
 
     run_id: str

@@ -16,7 +16,10 @@ class OpenedEpoch(NamedTuple):
 
 
 class GateSource(Protocol):
-    """The ledger, as the gate sees it. Every read is from the primary and sees all that was committed before it."""
+    """The ledger, as the gate sees it. Every read is from the primary and sees all that was committed before it.
+
+    When the ledger is away methods raise a ServiceError (UNAVAILABLE), which goes to the callers of the gate as it is.
+    """
 
     async def current_epoch(self, group: int) -> Epoch | None:
         """The epoch that commits of this group are accepted under; None before the first."""

@@ -28,7 +28,7 @@ from guerdon_server.core.stock.model import (
     Status,
 )
 from guerdon_server.core.stock.ports import GateSource
-from guerdon_server.core.stock.redis.store import RedisGate
+from guerdon_server.core.stock.redis.store import ITEMS_MAX, RedisGate
 from guerdon_server.core.stock.settling import SettleQueue
 from guerdon_server.platform.batching import Coalescer
 from guerdon_server.platform.redis import RedisUnavailable
@@ -44,13 +44,13 @@ class GateSettings:
     rebuild by another worker is waited for before this one takes over; adopt_poll_seconds: how often to look.
     """
 
-    items_max: int = 500
+    items_max: int = ITEMS_MAX
     in_flight_max: int = 2
     queue_items_max: int = 20_000
     attempts_max: int = 4
     adopt_seconds_max: float = 1.0
     adopt_poll_seconds: float = 0.02
-    settle_items_max: int = 500
+    settle_items_max: int = ITEMS_MAX
     settle_queue_items_max: int = 100_000
     settle_pause_seconds_min: float = 0.05
     settle_pause_seconds_max: float = 2.0
@@ -141,10 +141,11 @@ class Gate:
         self.settling.put(group, settlements)
 
     async def _admit_batch(self, group: int, known: _Group, items: list[AdmitItem]) -> Sequence[Answer]:
-        reloaded = False
+        sent = reloaded = False
         try:
             for _ in range(self._settings.attempts_max):
                 epoch = known.epoch or await self._open(group, known)
+                sent = True
                 answers = await self._store.admit(group, epoch=epoch.value, run_id=epoch.run_id, items=items)
                 if answers is None:
                     self._found_closed(known, epoch.value)
@@ -153,12 +154,15 @@ class Gate:
                 else:  # a new prize: bring it in, and repeat the whole batch, which is idempotent
                     await self._add_resources(group, epoch)
                     reloaded = True
-        except RedisUnavailable as error:
-            self.counts.unavailable += 1
-            # The script may have run, or may run yet: whatever it took was never sent to the commit.
-            self.settle(group, [Settlement(item.admission, SettleCode.GIVEN_BACK) for item in items])
-            raise GateUnavailable(str(error)) from error
-        raise GateUnavailable(f"closed {self._settings.attempts_max} times in a row")
+            raise GateUnavailable(f"closed {self._settings.attempts_max} times in a row")
+        except BaseException as error:
+            if sent:
+                # The script may have run, or may run yet: whatever it took is never sent to the commit.
+                self.settle(group, [Settlement(item.admission, SettleCode.GIVEN_BACK) for item in items])
+            if isinstance(error, RedisUnavailable):
+                self.counts.unavailable += 1
+                raise GateUnavailable(str(error)) from error
+            raise
 
     def _give_back_dropped(self, group: int, items: Sequence[AdmitItem], answers: Sequence[Answer]) -> None:
         """Nobody waits for these answers any more, so nobody will send them to the commit."""
@@ -323,8 +327,10 @@ class Gate:
             "the gate disagrees with the ledger: a new epoch is opened",
             extra={"group": group, "resource": gate.resource, "gate_used": gate.used, "ledger_used": ledger.used},
         )
-        await self._rebuild(group, known, replacing=epoch.value, run_id=epoch.run_id)
-        self._found_closed(known, epoch.value)  # if another worker was faster
+        self._found_closed(known, epoch.value)
+        if known.opening is None:
+            self._start_opening(known, self._replace(group, known, epoch))
+        await self._open(group, known)
         return Reconciled.DRIFTED
 
     # --- opening --------------------------------------------------------------------------------------------------
@@ -371,6 +377,11 @@ class Gate:
                 task.exception()  # those who wait get it, and if nobody waits nobody misses it
 
         task.add_done_callback(ended)
+
+    async def _replace(self, group: int, known: _Group, epoch: Epoch) -> Epoch:
+        """Open another epoch although Redis is open under this one."""
+        rebuilt = await self._rebuild(group, known, replacing=epoch.value, run_id=epoch.run_id)
+        return rebuilt or await self._adopt_or_rebuild(group, known)
 
     async def _adopt_or_rebuild(self, group: int, known: _Group) -> Epoch:
         """Go on with the current epoch if Redis is open under it; wait for another worker's rebuild; else rebuild."""

@@ -48,11 +48,11 @@ while at <= last do
 end
 
 local here = run_id()
-local meta = redis.call('HMGET', KEYS[1], unpack(meta_fields))
-local marker_values = redis.call('HMGET', KEYS[2], unpack(requests))
-local limit_values = redis.call('HMGET', KEYS[4], unpack(limit_keys))
+local meta = redis.pcall('HMGET', KEYS[1], unpack(meta_fields))
+local marker_values = redis.pcall('HMGET', KEYS[2], unpack(requests))
+local limit_values = redis.pcall('HMGET', KEYS[4], unpack(limit_keys))
 if here ~= run or meta[2] ~= run or meta[1] ~= epoch or marker_values[1] ~= epoch or limit_values[1] ~= epoch
-    or redis.call('HGET', KEYS[3], '@') ~= epoch then
+    or redis.pcall('HGET', KEYS[3], '@') ~= epoch then
   return STATUS.CLOSED .. ' ' .. here
 end
 
@@ -105,8 +105,7 @@ while at <= last do
     end
     if not answer then
       if not now then
-        local clock = redis.call('TIME')
-        now = integer(tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000))
+        now = now_ms()
       end
       local record = now .. ' ' .. request .. ' ' .. limit_key
       for claim = at + 5, claims_end, 2 do

@@ -3,11 +3,11 @@
 --
 -- KEYS  the group's four hashes (prelude.lua)
 -- ARGV  1 resources (1: also return them)
--- Returns {RUN_ID, EPOCH open here or "", EPOCH being loaded or "", COMPLETE 0|1, OPEN admissions,
---       backfill CURSOR or "", ms since the backfill was TOUCHED or "", then RESOURCE CAPACITY VERSION USED ...}
+-- Returns {RUN_ID, EPOCH open here or "", EPOCH being loaded or "", COMPLETE 0|1, OPEN admissions (0 when closed),
+--       backfill CURSOR or "", ms since the load or the backfill's last page or "", then RESOURCE CAPACITY VERSION USED ...}
 -- Writes nothing.
 local here = run_id()
-local meta = redis.call('HMGET', KEYS[1], '@', 'run', 'loading', 'complete', 'cursor', 'touched')
+local meta = redis.pcall('HMGET', KEYS[1], '@', 'run', 'loading', 'complete', 'cursor', 'touched')
 local open, loading = '', ''
 if meta[1] and not closed(meta[1], here) then
   open = meta[1]
@@ -16,11 +16,10 @@ elseif meta[2] == here and meta[3] then
 end
 local touched = ''
 if meta[6] then
-  local clock = redis.call('TIME')
-  touched = integer(tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000) - tonumber(meta[6]))
+  touched = integer(tonumber(now_ms()) - tonumber(meta[6]))
 end
 local reply = {
-  here, open, loading, meta[4] or '0', integer(math.max(redis.call('HLEN', KEYS[3]) - 1, 0)), meta[5] or '', touched,
+  here, open, loading, meta[4] or '0', integer(open ~= '' and redis.call('HLEN', KEYS[3]) - 1 or 0), meta[5] or '', touched,
 }
 if ARGV[1] == '1' and open ~= '' then
   local all = redis.call('HGETALL', KEYS[1])

@@ -16,11 +16,12 @@ local here = run_id()
 if here ~= run then
   return STATUS.CLOSED .. ' ' .. here
 end
-local meta = redis.call('HMGET', KEYS[1], 'run', 'loading')
+local meta = redis.pcall('HMGET', KEYS[1], 'run', 'loading')
 if meta[1] ~= run or meta[2] ~= epoch then
   return STATUS.NOT_PREPARED .. ' ' .. here
 end
-local writes = { '@', epoch, 'run', run, 'complete', ARGV[3] }
+-- The backfill counts as alive from now on: it is the loader's to do.
+local writes = { '@', epoch, 'run', run, 'complete', ARGV[3], 'touched', now_ms() }
 for i = 4, #ARGV, 4 do
   if not (exact(ARGV[i + 1]) and exact(ARGV[i + 2]) and exact(ARGV[i + 3])) then
     return STATUS.INEXACT .. ' ' .. here

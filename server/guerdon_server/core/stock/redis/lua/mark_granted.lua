@@ -16,8 +16,7 @@ for i = 4, #ARGV do
   marks[#marks + 1] = ARGV[i]
   marks[#marks + 1] = 'g'
 end
-local clock = redis.call('TIME')
-local meta = { 'touched', integer(tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)) }
+local meta = { 'touched', now_ms() }
 if #ARGV > 3 then
   meta[3], meta[4] = 'cursor', ARGV[#ARGV]
 end

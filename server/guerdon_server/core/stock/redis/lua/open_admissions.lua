@@ -11,11 +11,9 @@ local refusal = closed(ARGV[1], ARGV[2])
 if refusal then
   return { refusal }
 end
-local clock = redis.call('TIME')
 local page = redis.call('HSCAN', KEYS[3], ARGV[3], 'COUNT', ARGV[4])
 local reply = {
-  STATUS.OPEN, page[1], integer(redis.call('HLEN', KEYS[3]) - 1),
-  integer(tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)),
+  STATUS.OPEN, page[1], integer(redis.call('HLEN', KEYS[3]) - 1), now_ms(),
 }
 for i = 1, #page[2], 2 do
   if page[2][i] ~= '@' then

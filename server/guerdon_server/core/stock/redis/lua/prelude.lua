@@ -6,7 +6,7 @@
 --   3 admissions  @ epoch; ADMISSION_ID -> "TIME_MS REQUEST_ID LIMIT_KEY [RESOURCE AMOUNT]..."
 --   4 limits      @ epoch; LIMIT_KEY -> count
 -- No id contains "@", so the sentinel can't collide. Whichever structure lost its sentinel closes the whole group:
--- missing means closed, never zero.
+-- missing means closed, never zero. So does a key of another type, which is why sentinels are read with pcall.
 --
 -- Every number is an integer below 2^53 (exact in a double) and is written with %.0f, never with tostring, which
 -- makes 1e+14 of 100000000000000. Epochs and admission ids are 63-bit: they are compared as strings, never converted.
@@ -21,6 +21,11 @@ local function integer(number)
   return string.format('%.0f', number)
 end
 
+local function now_ms()
+  local clock = redis.call('TIME')
+  return integer(tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000))
+end
+
 -- It changes with every restart and differs on a replica, so what a former process promised is never taken for ours.
 -- Read here and not once a connection: a proxy or a fail-over can change the server behind a living connection.
 local function run_id()
@@ -30,11 +35,11 @@ end
 -- nil if the group is open under `epoch` on the process `run`, else the reply CLOSED RUN_ID.
 local function closed(epoch, run)
   local here = run_id()
-  local meta = redis.call('HMGET', KEYS[1], '@', 'run')
+  local meta = redis.pcall('HMGET', KEYS[1], '@', 'run')
   if here == run and meta[2] == run and meta[1] == epoch
-      and redis.call('HGET', KEYS[2], '@') == epoch
-      and redis.call('HGET', KEYS[3], '@') == epoch
-      and redis.call('HGET', KEYS[4], '@') == epoch then
+      and redis.pcall('HGET', KEYS[2], '@') == epoch
+      and redis.pcall('HGET', KEYS[3], '@') == epoch
+      and redis.pcall('HGET', KEYS[4], '@') == epoch then
     return nil
   end
   return STATUS.CLOSED .. ' ' .. here

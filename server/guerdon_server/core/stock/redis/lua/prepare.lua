@@ -13,7 +13,7 @@ local here = run_id()
 if here ~= run then
   return STATUS.CLOSED .. ' ' .. here
 end
-local meta = redis.call('HMGET', KEYS[1], 'run', '@', 'loading')
+local meta = redis.pcall('HMGET', KEYS[1], 'run', '@', 'loading')
 if meta[1] == run then
   if (meta[2] and not later(epoch, meta[2])) or (meta[3] and later(meta[3], epoch)) then
     return STATUS.SUPERSEDED .. ' ' .. here
