@@ -7,15 +7,16 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from guerdon_server import bootstrap
 from guerdon_server.platform import postgres, redis
 from guerdon_server.platform.engines import Engines
+from guerdon_server.settings import Settings
 
 _TEMPLATE = "guerdon_template"
 _REDIS_DATABASES = 16
@@ -25,16 +26,7 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def sql_sources() -> tuple[Traversable, Sequence[Traversable]]:
     """The folders of the versioned and of the repeatable SQL."""
-    root = files("guerdon_server")
-    modules = sorted((root / "core").iterdir(), key=lambda folder: folder.name)
-    return root / "migrations", [sql for module in modules if (sql := module / "postgres" / "sql").is_dir()]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One event loop for the whole session: the engines and pools live in it."""
-    for item in items:
-        if pytest_asyncio.is_async_test(item):
-            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+    return bootstrap.migration_sources()
 
 
 @pytest.fixture(scope="session")
@@ -122,3 +114,32 @@ async def redis_client(redis_url: str) -> AsyncIterator[redis.Client]:
     client = redis.connect(redis_url)
     yield client
     await client.aclose()
+
+
+@pytest_asyncio.fixture
+async def settings(database: str, redis_url: str) -> Settings:
+    """Settings of a server on the fresh database, quick to notice things."""
+    return Settings(
+        postgres_dsn=database,
+        redis_url=redis_url,
+        grpc_port=0,
+        metrics_port=0,
+        postgres_connections_max=4,
+        reconcile_interval_ms=50,
+        catalogue_poll_ms=100,
+        lease_seconds=1,
+        test_mode=True,
+    )
+
+
+@pytest_asyncio.fixture
+async def endpoints(settings: Settings) -> AsyncIterator[bootstrap.Endpoints]:
+    """A whole server inside the tests' event loop."""
+    async with bootstrap.running(settings) as endpoints:
+        yield endpoints
+
+
+@pytest_asyncio.fixture
+async def server_target(endpoints: bootstrap.Endpoints) -> str:
+    """HOST:PORT of it."""
+    return endpoints.grpc

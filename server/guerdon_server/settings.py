@@ -94,6 +94,12 @@ class Settings:
     reconcile_interval_ms: int = setting(
         default=1000, minimum=50, maximum=60_000, doc="How often the gate is compared with the ledger."
     )
+    invariants_interval_seconds: float = setting(
+        default=60.0,
+        minimum=1,
+        maximum=86400,
+        doc="How often one server looks at the books for guerdon_invariant_violations.",
+    )
     catalogue_poll_ms: int = setting(
         default=1000, minimum=50, maximum=60_000, doc="How often changes of the catalogue are looked for."
     )

@@ -16,6 +16,7 @@ from guerdon_server.platform.errors import Code, ServiceError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+RETRY_AFTER_MS = 200
 
 
 RETRY_AFTER_MS = 100
@@ -52,8 +53,9 @@ class Coalescer(Generic[Item, Result]):
     `run` gets between 1 and `items_max` items in order of arrival and returns as many results in the same order; its
     exception goes to every waiter of that batch. A chunk is never split. At most `in_flight_max` batches run at once.
 
-    A caller's cancellation never cancels a batch. A chunk that was cancelled while still queued is not run at all;
-    one that was in flight is run to its end, and `on_dropped(items, results)` tells the owner what nobody waits for.
+    A caller's cancellation never cancels a batch. A chunk that was cancelled while still queued is not run at all
+    (`on_unrun(items)` tells the owner); one that was in flight is run to its end, and `on_dropped(items, results)`
+    tells what nobody waits for.
 
     Metrics are plain attributes, to be read at any time: `queued_items`, `in_flight`, `batches_total`, `items_total`.
     `on_batch(items, seconds)` is called after each batch, also after one that failed.
@@ -71,6 +73,7 @@ class Coalescer(Generic[Item, Result]):
         name: str,
         on_batch: Callable[[int, float], None] | None = None,
         on_dropped: Callable[[Sequence[Item], Sequence[Result]], None] | None = None,
+        on_unrun: Callable[[Sequence[Item]], None] | None = None,
     ) -> None:
         assert items_max >= 1
         assert in_flight_max >= 1
@@ -86,6 +89,7 @@ class Coalescer(Generic[Item, Result]):
         self._queue_items_max = queue_items_max
         self._on_batch = on_batch
         self._on_dropped = on_dropped
+        self._on_unrun = on_unrun
         self._queue: deque[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -150,6 +154,8 @@ class Coalescer(Generic[Item, Result]):
             if not waiter[1].cancelled():
                 items.extend(waiter[0])
                 waiters.append(waiter)
+            elif self._on_unrun is not None:
+                self._on_unrun(waiter[0])
         return items, waiters
 
     async def _run_batch(

@@ -81,6 +81,13 @@ async def _keep_session(_: Connection) -> None:
     """asyncpg has already rolled back whatever was open."""
 
 
+def is_unavailable(error: BaseException) -> bool:
+    """Whether it says that the server could not be asked, or ended the session: nothing about the question."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "")[:2] in ("08", "53", "57", "25")
+    return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError)
+
+
 # --- migrations -----------------------------------------------------------------------------------------------------
 
 

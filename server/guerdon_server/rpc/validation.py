@@ -156,8 +156,12 @@ def check_instant(violations: list[Violation], field: str, value: Timestamp) -> 
 
 
 def check_optional_instant(violations: list[Violation], field: str, value: Timestamp | None) -> dt.datetime | None:
-    """As `check_instant`, or None."""
-    return None if value is None else check_instant(violations, field, value)
+    """As `check_instant`, or None; also for a malformed one, so that nothing more is said about that."""
+    if value is None:
+        return None
+    noted = len(violations)
+    at = check_instant(violations, field, value)
+    return at if len(violations) == noted else None
 
 
 def to_timestamp(at: dt.datetime | None) -> Timestamp | None:

@@ -13,7 +13,7 @@ from guerdon_server.core.prize.model import PrizeKind, ValueRule
 from guerdon_server.core.promotion.model import PromotionState
 from guerdon_server.platform.errors import ServiceError
 
-Attribute: TypeAlias = int | str | bool | dt.datetime | list[str]
+Attribute: TypeAlias = int | str | bool | dt.datetime | tuple[str, ...]
 
 
 class Reason(enum.IntEnum):
@@ -53,6 +53,8 @@ class IssueCall:
     principal: str
     items: Sequence[IssueItem]
     all_or_nothing: bool = False
+    doomed: bool = False
+    """An item that could not even be read keeps this all-or-nothing call from being granted; replays are found."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,8 +145,8 @@ class Issuer:
     async def issue(self, call: IssueCall) -> list[Outcome]:
         """An outcome for each item, in order, after the grants are durable.
 
-        Raises ServiceError where no item can be judged: NOT_FOUND / PROMOTION_NOT_FOUND, ENTRANCE_NOT_FOUND. An error
-        in the list leaves its own item's outcome open only if it says so (UNAVAILABLE / OUTCOME_UNKNOWN).
+        Raises ServiceError where no item can be judged: NOT_FOUND / PROMOTION_NOT_FOUND, ENTRANCE_NOT_FOUND,
+        FAILED_PRECONDITION / ENTRANCE_NOT_BOUND (unless all had been granted before). An error in the list leaves its own item's outcome open only if it says so (UNAVAILABLE / OUTCOME_UNKNOWN).
         """
         principal = self._principals.get(call.principal) or await self._know(call.principal)
         slots = [_Slot(item) for item in call.items]
@@ -154,7 +154,7 @@ class Issuer:
         twin_wait = _TwinWait(self._settings.twin_wait_seconds_max)
         while todo:
             terms = await self._decide(call, todo, anew=attempts > 0)
-            passed, refused = _split(todo, call.all_or_nothing)
+            passed, refused = _split(todo, call)
             admitted, waiting = await self._admit(terms, passed, refused, call.all_or_nothing)
             stale = await self._commit(call, principal, admitted)
             await self._replay(call, terms, refused)
@@ -167,6 +167,9 @@ class Issuer:
                 _settle_for(waiting, Pending())
                 waiting = []
             todo = stale + waiting
+        for slot in slots:
+            if isinstance(slot.outcome, ServiceError) and slot.outcome.reason == rules.ENTRANCE_NOT_BOUND:
+                raise slot.outcome  # of the call, not of the item
         return [self._counted(slot) for slot in slots]
 
     # --- decide ---------------------------------------------------------------------------------------------------
@@ -407,12 +410,12 @@ def _settle_for(slots: list[_Slot], outcome: Outcome | None) -> None:
         slot.outcome = outcome
 
 
-def _split(slots: list[_Slot], all_or_nothing: bool) -> tuple[list[_Slot], list[_Slot]]:
+def _split(slots: list[_Slot], call: IssueCall) -> tuple[list[_Slot], list[_Slot]]:
     """Those that go on to the gate, and those that were refused; of an all-or-nothing call all or none go on."""
     refused = [slot for slot in slots if slot.refusal is not None]
-    if not refused:
+    if not refused and not call.doomed:
         return slots, refused
-    if not all_or_nothing:
+    if not call.all_or_nothing:
         return [slot for slot in slots if slot.refusal is None], refused
     for slot in slots:
         if slot.refusal is None:

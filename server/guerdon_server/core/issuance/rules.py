@@ -22,6 +22,8 @@ from guerdon_server.platform.errors import Code, ServiceError, Violation, failed
 UNITS_MAX = 2**53 - 1
 """The largest amount anywhere: exact in Redis (doubles), in JavaScript and in JSON."""
 
+ENTRANCE_NOT_BOUND = "ENTRANCE_NOT_BOUND"
+
 _STATE_REASONS = {
     PromotionState.DRAFT: (Reason.PROMOTION_NOT_STARTED, "the promotion is a draft"),
     PromotionState.SCHEDULED: (Reason.PROMOTION_NOT_STARTED, "the promotion has not started"),
@@ -43,7 +45,7 @@ def decide(
     entrance = terms.entrances.get(entrance_id)
     if entrance is None:
         return failed_precondition(
-            "ENTRANCE_NOT_BOUND",
+            ENTRANCE_NOT_BOUND,
             f"promotion {terms.promotion_id} is not offered at entrance {entrance_id}; bind it with UpdatePromotion",
             promotion_id=terms.promotion_id,
             entrance_id=entrance_id,
@@ -109,7 +111,7 @@ def basis_of(rule: RateValue, item: IssueItem) -> int | ServiceError | None:
 
 
 def _type_name(value: object) -> str:
-    names = {bool: "a boolean", str: "a text", list: "a list", dt.datetime: "a time"}
+    names = {bool: "a boolean", str: "a text", tuple: "a list", dt.datetime: "a time"}
     return names.get(type(value), type(value).__name__)
 
 
