@@ -145,7 +145,7 @@ def _update(violations: list[Violation], request: prize_pb2.UpdatePrizeRequest) 
         check_display_name(violations, "prize.display_name", wire.display_name)
     if "limit_per_user" in mask:
         check_units(violations, "prize.limit_per_user", wire.limit_per_user, least=0)
-    rules = [path.removeprefix("value.") for path in mask if path.startswith("value.")]
+    rules = [rule for rule in ("fixed_units", "rate") if f"value.{rule}" in mask]
     if len(rules) > 1:
         violations.append(Violation("update_mask", "names value.fixed_units and value.rate; a prize has one of them"))
     return PrizeUpdate(
