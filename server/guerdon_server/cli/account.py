@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
+from rich.table import Table
 
 from guerdon import AccountKey, AccountKind, Balance, Entry, TrialBalance
 from guerdon_server.cli.amounts import format_units
@@ -14,7 +15,7 @@ from guerdon_server.cli.failures import REFUSED
 from guerdon_server.cli.first_steps import examples
 from guerdon_server.cli.instants import format_instant
 from guerdon_server.cli.options import limit_option, wire
-from guerdon_server.cli.output import emit, emit_fields, emit_list, table
+from guerdon_server.cli.output import draw, emit, emit_fields, emit_list, table
 from guerdon_server.cli.pages import pages
 from guerdon_server.cli.params import Id, OneOf, fail_usage, written
 from guerdon_server.cli.resource import ResourceGroup
@@ -55,10 +56,10 @@ def account() -> None:
 
 def _names_account(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--asset", default="", help="COIN, USD/2"),
-        click.option("--prize", type=Id(), default="", metavar="ID"),
-        click.option("--promotion", type=Id(), default="", metavar="ID"),
-        click.option("--user", type=Id(), default="", metavar="ID"),
+        click.option("--asset", help="COIN, USD/2"),
+        click.option("--prize", type=Id(), metavar="ID"),
+        click.option("--promotion", type=Id(), metavar="ID"),
+        click.option("--user", type=Id(), metavar="ID"),
         click.argument("kind", type=OneOf(AccountKind)),
     ):
         command = option(command)
@@ -68,7 +69,7 @@ def _names_account(command: Callable[..., None]) -> Callable[..., None]:
 @account.command(epilog=examples("guerdon account balance wallet --user ada --asset COIN"))
 @_names_account
 @wire
-def balance(kind: AccountKind, **parts: str) -> None:
+def balance(kind: AccountKind, **parts: str | None) -> None:
     """The balance of one account; zero for one that has never been used."""
     with connected() as client:
         found = client.get_balance(account=_key(kind, parts))
@@ -115,7 +116,7 @@ def balances(user_id: str | None, promotion_id: str | None, limit: int) -> None:
 @_names_account
 @limit_option
 @wire
-def entries(kind: AccountKind, limit: int, **parts: str) -> None:
+def entries(kind: AccountKind, limit: int, **parts: str | None) -> None:
     """The statement of one account, the newest entry first, each with the balance after it."""
     key = _key(kind, parts)
     amount: Callable[[int], str] = lambda units: format_units(units, key.asset)  # noqa: E731
@@ -145,13 +146,13 @@ def trial_balance() -> None:
     """
     with connected() as client:
         found = client.get_trial_balance()
-    emit(found, lambda out: out.print(_trial_table(found)))
+    emit(found, lambda out: draw(out, _trial_table(found)))
     if not found.balanced:
         click.get_current_context().exit(REFUSED)
 
 
-def _trial_table(found: TrialBalance) -> Any:
-    rows = [
+def _trial_table(found: TrialBalance) -> Table:
+    rows: list[list[object]] = [
         [
             line.asset,
             written(line.kind),
@@ -169,17 +170,17 @@ def _trial_table(found: TrialBalance) -> Any:
     return table(["asset", "accounts of kind", "accounts", "debits", "credits"], rows)
 
 
-def _key(kind: AccountKind, parts: dict[str, str]) -> AccountKey:
+def _key(kind: AccountKind, parts: Mapping[str, str | None]) -> AccountKey:
     wanted = _PARTS[kind]
     given = {name for name, value in parts.items() if value}
     if given != set(wanted):
         fail_usage(f"A {written(kind)} account is named by {' and '.join(f'--{name}' for name in wanted)}.")
     return AccountKey(
         kind=kind,
-        user_id=parts["user"],
-        promotion_id=parts["promotion"],
-        prize_id=parts["prize"],
-        asset=parts["asset"],
+        user_id=parts["user"] or "",
+        promotion_id=parts["promotion"] or "",
+        prize_id=parts["prize"] or "",
+        asset=parts["asset"] or "",
     )
 
 

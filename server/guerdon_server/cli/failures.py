@@ -11,7 +11,7 @@ import click
 
 from guerdon_server.cli.connection import used_target
 from guerdon_server.cli.options import is_json, used_request_id
-from guerdon_server.cli.output import console, print_json, say, table
+from guerdon_server.cli.output import console, draw, print_json, say, table
 
 OK: Final = 0
 REFUSED: Final = 1
@@ -173,6 +173,6 @@ def report(failure: Failure, ctx: click.Context) -> None:
     for detail in failure.details:
         say(f"  - {detail}")
     if failure.rows:
-        console(sys.stderr).print(table(failure.rows[0], failure.rows[1:]))
+        draw(console(sys.stderr), table(failure.rows[0], failure.rows[1:]))
     if failure.next:
         say(failure.next)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
+from rich.table import Table
 
 from guerdon import Absent, Issuance, PendingOutcome
 from guerdon_server.cli.amounts import format_units
@@ -13,7 +14,7 @@ from guerdon_server.cli.failures import REFUSED, UNKNOWN
 from guerdon_server.cli.first_steps import examples
 from guerdon_server.cli.instants import format_instant
 from guerdon_server.cli.options import limit_option, wire
-from guerdon_server.cli.output import emit, emit_list, fields_table
+from guerdon_server.cli.output import draw, emit, emit_list, fields_table
 from guerdon_server.cli.pages import pages
 from guerdon_server.cli.params import Id, fail_usage, written
 from guerdon_server.cli.resource import ResourceGroup
@@ -64,7 +65,7 @@ def show(issuance_id: str | None, promotion_id: str | None, request_id: str | No
             cancel_if_absent=cancel_if_absent,
         )
     if isinstance(state, Issuance):
-        emit({"state": "granted", "issuance": state}, lambda out: out.print(issuance_table(state)))
+        emit({"state": "granted", "issuance": state}, lambda out: draw(out, issuance_table(state)))
         return
     if isinstance(state, PendingOutcome):
         text, code = "pending: an attempt is still in flight; ask again in a moment", UNKNOWN
@@ -121,7 +122,7 @@ def money_text(found: Issuance) -> str:
     return "-" if found.value is None else f"{format_units(found.value.units, found.value.asset)} {found.value.asset}"
 
 
-def issuance_table(found: Issuance) -> object:
+def issuance_table(found: Issuance) -> Table:
     """All of one issuance, a line for each field."""
     fields = {
         "issuance": found.issuance_id,

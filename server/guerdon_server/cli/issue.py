@@ -24,7 +24,7 @@ from guerdon_server.cli.failures import OK, REFUSED, UNKNOWN, USAGE, Failure, Re
 from guerdon_server.cli.first_steps import examples
 from guerdon_server.cli.issuance import issuance_table
 from guerdon_server.cli.options import remember_request_id, timeout_seconds, wire
-from guerdon_server.cli.output import console, emit, say, table
+from guerdon_server.cli.output import console, draw, emit, say, table
 from guerdon_server.cli.params import AttributeOf, Id, fail_usage
 from guerdon_server.cli.results import Result, ResultsFile, ResultsFileError
 
@@ -32,12 +32,12 @@ _BAD_LINES_SHOWN_MAX: Final = 20
 _INTERRUPTED: Final = 130
 _BATCH_SECONDS_MIN: Final = 30.0
 _NEXT: Final[Mapping[str, str]] = {
-    "PROMOTION_NOT_STARTED": "If it is a draft: guerdon promotion transition ID scheduled. See guerdon promotion show.",
-    "PROMOTION_PAUSED": "Resume it: guerdon promotion transition ID active",
-    "SOLD_OUT": "Top the stock up: guerdon prize adjust-stock ID +UNITS",
-    "BUDGET_EXHAUSTED": "Top the budget up: guerdon promotion adjust-budget ID ASSET +AMOUNT",
-    "ATTRIBUTE_MISSING": "Say it: --attr NAME=VALUE. Which one the prize needs: guerdon prize show ID",
-    "LIMIT_REACHED": "See what the user had: guerdon issuance list --user ID",
+    "PROMOTION_NOT_STARTED": "If it is a draft: guerdon promotion transition {promotion_id} scheduled",
+    "PROMOTION_PAUSED": "Resume it: guerdon promotion transition {promotion_id} active",
+    "SOLD_OUT": "Top the stock up: guerdon prize adjust-stock {prize_id} +UNITS",
+    "BUDGET_EXHAUSTED": "Top the budget up: guerdon promotion adjust-budget {promotion_id} ASSET +AMOUNT",
+    "ATTRIBUTE_MISSING": "Say it: --attr NAME=VALUE. Which one the prize needs: guerdon prize show {prize_id}",
+    "LIMIT_REACHED": "See what the user had: guerdon issuance list --user {user_id}",
 }
 
 
@@ -131,23 +131,23 @@ def issue(*, file: Path | None, attributes: tuple[tuple[str, AttributeInput], ..
             reference=given["reference"] or "",
             attributes=dict(attributes),
         )
-    _tell(outcome, given["request_id"])
+    _tell(outcome, given)
 
 
-def _tell(outcome: IssueOutcome, request_id: str) -> None:
+def _tell(outcome: IssueOutcome, given: Mapping[str, str]) -> None:
     ctx = click.get_current_context()
     if isinstance(outcome, Granted):
         document = {"outcome": "granted", "replayed": outcome.replayed, "issuance": outcome.issuance}
         emit(document, lambda out: _print_grant(out, outcome))
         return
     if isinstance(outcome, Rejected):
-        emit({"outcome": "rejected", "rejection": outcome}, lambda out: _print_rejection(out, outcome))
+        emit({"outcome": "rejected", "rejection": outcome}, lambda out: _print_rejection(out, outcome, given))
         ctx.exit(REFUSED)
     emit(
         {"outcome": "pending", "retry_after_ms": outcome.retry_after_ms},
         lambda out: out.print(
             "Pending: an earlier attempt is still in flight. Repeat the same command with the same"
-            f" --request-id {request_id}."
+            f" --request-id {given['request_id']}."
         ),
     )
     ctx.exit(UNKNOWN)
@@ -155,17 +155,17 @@ def _tell(outcome: IssueOutcome, request_id: str) -> None:
 
 def _print_grant(out: Console, outcome: Granted) -> None:
     out.print("Granted, by an earlier attempt" if outcome.replayed else "Granted", style="bold green")
-    out.print(issuance_table(outcome.issuance))
+    draw(out, issuance_table(outcome.issuance))
 
 
-def _print_rejection(out: Console, outcome: Rejected) -> None:
+def _print_rejection(out: Console, outcome: Rejected, given: Mapping[str, str]) -> None:
     out.print(f"Rejected: {outcome.reason.value}", style="bold yellow")
     rows = {
         "why": outcome.message,
         "rule": outcome.rule,
         "observed": outcome.observed,
         "threshold": outcome.threshold,
-        "next": _NEXT.get(outcome.reason.value, ""),
+        "next": _NEXT.get(outcome.reason.value, "").format_map(given),
     }
     for name, value in rows.items():
         if value:
@@ -294,7 +294,7 @@ class _Report:
         rows += [[outcome, count, reason] for (outcome, reason), count in self.tally.reasons.most_common()]
         rows += [[f"skipped ({outcome} before)", count, ""] for outcome, count in skipped.items()]
         rows += [["not sent", self.unsent, ""]] if self.unsent else []
-        out.print(table(["outcome", "lines", "reason"], rows))
+        draw(out, table(["outcome", "lines", "reason"], rows))
         sent = outcomes.total() - outcomes["malformed"]
         rate = f", {sent / self.seconds:,.0f} a second" if sent and self.seconds else ""
         out.print(f"{_count(sent, 'line')} sent in {self.seconds:.1f} s{rate}. Results: {self.results}")

@@ -12,7 +12,7 @@ from typing import IO, Any, Final, TypeVar
 
 import click
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -36,6 +36,17 @@ def say(text: str, style: str = "") -> None:
     console(sys.stderr).print(visible(text), style=style or None, soft_wrap=True)
 
 
+def draw(out: Console, renderable: RenderableType) -> None:
+    """Prints a table; without the blanks at the ends of lines where a program reads."""
+    if out.is_terminal:
+        out.print(renderable)
+        return
+    with out.capture() as captured:
+        out.print(renderable)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip(), file=out.file)
+
+
 def emit(document: object, render: Callable[[Console], None]) -> None:
     """The result: one JSON document, or what `render` prints."""
     if is_json(click.get_current_context()):
@@ -52,7 +63,7 @@ def emit_list(items: Iterable[T], columns: Mapping[str, Callable[[T], object]], 
         return
     rows = [[cell(item) for cell in columns.values()] for item in items]
     if rows:
-        console(sys.stdout).print(table(list(columns), rows))
+        draw(console(sys.stdout), table(list(columns), rows))
     else:
         say(empty)
 
@@ -60,7 +71,7 @@ def emit_list(items: Iterable[T], columns: Mapping[str, Callable[[T], object]], 
 def emit_fields(document: object, fields: Mapping[str, object]) -> None:
     """One resource: its document, or its fields one below the other."""
     rows = [[name, value] for name, value in fields.items() if value not in (None, "")]
-    emit(document, lambda out: out.print(fields_table(rows)))
+    emit(document, lambda out: draw(out, fields_table(rows)))
 
 
 def print_json(document: object) -> None:

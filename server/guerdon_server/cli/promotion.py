@@ -12,7 +12,7 @@ from guerdon_server.cli.connection import connected
 from guerdon_server.cli.first_steps import examples
 from guerdon_server.cli.instants import format_instant
 from guerdon_server.cli.options import etag_option, limit_option, request_id_option, wire
-from guerdon_server.cli.output import emit_fields, emit_list
+from guerdon_server.cli.output import emit_fields, emit_list, say
 from guerdon_server.cli.pages import pages
 from guerdon_server.cli.params import NONE, BudgetOf, Id, Instant, OneOf, fail_usage, units_or_fail, written
 from guerdon_server.cli.resource import SIGNED_ARGUMENTS, ResourceGroup
@@ -85,6 +85,7 @@ def create(
                 request_id=request_id,
             )
         )
+    say(f"Next: its prizes (guerdon prize create --help), then: guerdon promotion transition {promotion_id} scheduled")
 
 
 @promotion.command()

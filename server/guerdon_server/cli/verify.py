@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
+from rich.status import Status
 from rich.text import Text
 
 from guerdon_server.cli.failures import REFUSED, refuse
@@ -17,7 +19,7 @@ from guerdon_server.cli.first_steps import examples
 from guerdon_server.cli.loading import connection_options, load_settings, overrides_of, settings_options
 from guerdon_server.cli.migrate import pending_steps
 from guerdon_server.cli.options import default_data_dir, json_option
-from guerdon_server.cli.output import emit, say, table, visible
+from guerdon_server.cli.output import console, draw, emit, say, table, visible
 
 if TYPE_CHECKING:
     from guerdon_server.core.ledger.invariants import Check
@@ -68,14 +70,20 @@ def verify(
 
 
 async def _verify(settings: Settings, data_dir: Path | None) -> Sequence[Check]:
-    from guerdon_server import bootstrap  # noqa: PLC0415
-
     if data_dir is None:
         await _refuse_unmigrated(settings.postgres_dsn)
-        return await bootstrap.verify(settings)
+        return await _proved(settings)
     async with _engines_of(data_dir) as (postgres_dsn, redis_url):
         await _refuse_unmigrated(postgres_dsn)
-        return await bootstrap.verify(dataclasses.replace(settings, postgres_dsn=postgres_dsn, redis_url=redis_url))
+        return await _proved(dataclasses.replace(settings, postgres_dsn=postgres_dsn, redis_url=redis_url))
+
+
+async def _proved(settings: Settings) -> Sequence[Check]:
+    """On a terminal it says how far it is: a large ledger takes its time."""
+    from guerdon_server import bootstrap  # noqa: PLC0415
+
+    with Status("looking at the books", console=console(sys.stderr)) as status:
+        return await bootstrap.verify(settings, on_check=lambda check: status.update(f"done: {check.name}"))
 
 
 async def _refuse_unmigrated(dsn: str) -> None:
@@ -122,7 +130,7 @@ def _render(out: Console, checks: Sequence[Check]) -> None:
         ]
         for check in checks
     ]
-    out.print(table(["", "promise", "compared"], rows))
+    draw(out, table(["", "promise", "compared"], rows))
     broken = [check for check in checks if not check.ok]
     for check in broken:
         out.print(f"{check.name}: {check.violation_count} violated", style="bold red")
