@@ -23,6 +23,8 @@ class MemoryLedger:
         self.grants: dict[int, set[str]] = defaultdict(set)
         self.grants_readable = asyncio.Event()  # cleared: `granted_requests` waits
         self.grants_readable.set()
+        self.losers_return = asyncio.Event()  # cleared: `open_epoch` waits before it says that another was faster
+        self.losers_return.set()
         self.away = False
         self._random = itertools.count(7)
 
@@ -61,7 +63,9 @@ class MemoryLedger:
         await asyncio.sleep(0)
         held = self.epochs[group]
         if (held[-1].value if held else None) != replacing:
-            return OpenedEpoch(held[-1], won=False)
+            found = OpenedEpoch(held[-1], won=False)
+            await self.losers_return.wait()
+            return found
         # A number near the top of its 39 bits, so that whoever rounds an epoch to a double fails.
         value = (((held[-1].value >> 24) + 1 if held else 2**38) << 24) | next(self._random)
         held.append(Epoch(value, run_id))

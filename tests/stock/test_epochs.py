@@ -151,6 +151,21 @@ async def test_workers_that_start_together_share_one_epoch(new_gate: GateFactory
     assert len(ledger.epochs[GROUP]) == 1
 
 
+async def test_who_did_not_open_an_epoch_never_loads_it(
+    new_gate: GateFactory, ledger: MemoryLedger, redis_client: Client
+) -> None:
+    ledger.losers_return.clear()
+    lost = item("lost")
+    starts = {asyncio.ensure_future(new_gate().admit(GROUP, [one])) for one in (lost, item("other"))}
+    done, slow = await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
+    (first,) = [task.result() for task in done]
+    await redis_client.flushdb()  # a slow loser sees an empty Redis, as if the epoch had not been loaded yet
+    ledger.losers_return.set()
+    (second,) = [await task for task in slow]
+    assert second.epoch > first.epoch
+    assert ledger.commit(GROUP, first.epoch, lost) == "stale", "the gate has forgotten it, so it may not be granted"
+
+
 async def test_a_stale_epoch_is_replaced_by_the_one_that_the_others_use(
     new_gate: GateFactory, ledger: MemoryLedger, redis_client: Client
 ) -> None:
