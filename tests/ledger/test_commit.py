@@ -26,6 +26,7 @@ async def test_a_grant_moves_a_unit_and_its_value_and_is_found_by_its_key(books:
     prize = await books.prize("cash", stock=5, value=40, kind=3, valid_days=2)
     (result,) = await books.ledger.commit([books.item(prize, "ada", "r1", value=40, basis=800)])
     assert result.code == CommitCode.GRANTED
+    assert result.issued_at is not None
     assert result.expires_at == result.issued_at + dt.timedelta(days=2)
     user = await books.pool.fetchval("SELECT sid FROM guerdon.subject WHERE user_id = 'ada'")
     assert await books.balance(2, books.promotion, prize) == 4
