@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import grpc
 import pytest
+import pytest_asyncio
 
 from guerdon import UNLIMITED, AsyncClient, Granted, Rejected, RejectionReason
 from guerdon.fake import FakeGuerdon
@@ -28,7 +29,7 @@ from guerdon_server.demo.purchases import in_date_order, read_purchases
 from guerdon_server.demo.result import delivery_outcome, percentile
 from guerdon_server.demo.scenario import CASH, PrizeName, Scenario, Visit, scenario
 
-PURCHASES = 700
+PURCHASES = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ async def _run(fake: FakeGuerdon) -> Run:
     client = fake.async_client()
     await ensure_promotion(client, plan)
     delivery = Delivery(client, plan, serving=_serving())
-    await delivery.by_day(visits)
+    await delivery.in_order(visits)
     assert delivery.settled_count == 3 * PURCHASES
     books = await read_books(client, plan, expectation.coins_by_customer)
     return Run(client, plan, visits, expectation, delivery.answers, books)
@@ -71,8 +72,13 @@ def _serving() -> asyncio.Event:
     return serving
 
 
-async def test_ledger_and_file_agree() -> None:
-    run = await _run(FakeGuerdon())
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def run() -> Run:
+    """A finished run; tests change copies of it only."""
+    return await _run(FakeGuerdon())
+
+
+async def test_ledger_and_file_agree(run: Run) -> None:
     assert run.wrong() == set()
     twins = sum(visit.twin for visit in run.visits)
     assert 0.05 < twins / PURCHASES < 0.15
@@ -85,10 +91,9 @@ async def test_ledger_and_file_agree() -> None:
     assert outcome.new_grants_per_second == run.answers.granted.total() / 2
 
 
-async def test_the_second_delivery_moves_nothing() -> None:
-    run = await _run(FakeGuerdon())
+async def test_the_second_delivery_moves_nothing(run: Run) -> None:
     again = Delivery(run.client, run.plan, serving=_serving())
-    await again.by_customer(run.visits)
+    await again.in_order(run.visits)
     after = await read_books(run.client, run.plan, run.expectation.coins_by_customer)
     assert [row for row in compare_again(run.answers, again.answers, run.books, after) if not row.ok] == []
     assert again.answers.new_grant_count == 0
@@ -126,14 +131,13 @@ async def test_what_has_no_answer_is_delivered_again_and_granted_once() -> None:
     await ensure_promotion(client, plan)
     delivery = Delivery(client, plan, serving=_serving())
     fake.fail_next(grpc.StatusCode.DEADLINE_EXCEEDED, applied=True, attempts=7)
-    await delivery.by_day(plan.visits(purchases))
+    await delivery.in_order(plan.visits(purchases))
     books = await read_books(client, plan, expect(purchases).coins_by_customer)
     assert delivery.answers.lost_count == 7
     assert [row for row in compare_with_answers(delivery.answers, books) if not row.ok] == []
 
 
-async def test_a_ledger_that_lost_a_grant_is_found() -> None:
-    run = await _run(FakeGuerdon())
+async def test_a_ledger_that_lost_a_grant_is_found(run: Run) -> None:
     coupons = run.books.stocks[PrizeName.COUPON]
     lost = replace(coupons, issued_units=coupons.issued_units - 1, remaining_units=1)
     books = replace(run.books, stocks={**run.books.stocks, PrizeName.COUPON: lost})
@@ -144,31 +148,27 @@ async def test_a_ledger_that_lost_a_grant_is_found() -> None:
     }
 
 
-async def test_money_that_went_missing_is_found() -> None:
-    run = await _run(FakeGuerdon())
+async def test_money_that_went_missing_is_found(run: Run) -> None:
     cash = run.books.budgets[CASH]
     books = replace(run.books, budgets={**run.books.budgets, CASH: replace(cash, spent_units=cash.spent_units - 1)})
     assert replace(run, books=books).wrong() == {"cashback spent + left", "cashback of the granted orders"}
 
 
-async def test_over_issue_is_found() -> None:
-    run = await _run(FakeGuerdon())
+async def test_over_issue_is_found(run: Run) -> None:
     coupons = run.books.stocks[PrizeName.COUPON]
     over = replace(coupons, issued_units=coupons.issued_units + 1)
     books = replace(run.books, stocks={**run.books.stocks, PrizeName.COUPON: over})
     assert "over-issued units of stock and budget" in replace(run, books=books).wrong()
 
 
-async def test_a_wallet_that_was_paid_for_another_customer_is_found() -> None:
-    run = await _run(FakeGuerdon())
+async def test_a_wallet_that_was_paid_for_another_customer_is_found(run: Run) -> None:
     one, other = list(run.books.users)[:2]
     users = {**run.books.users, one: run.books.users[other], other: run.books.users[one]}
     names = replace(run, books=replace(run.books, users=users)).wrong()
     assert names & {"wallets with a coin for each CD", "wallets with their cashback"}
 
 
-async def test_a_balance_that_moved_is_found() -> None:
-    run = await _run(FakeGuerdon())
+async def test_a_balance_that_moved_is_found(run: Run) -> None:
     customer, accounts = next(iter(run.books.users.items()))
     key, balance = next(iter(accounts.items()))
     moved = {**accounts, key: replace(balance, balance_units=balance.balance_units + 1)}
@@ -177,8 +177,7 @@ async def test_a_balance_that_moved_is_found() -> None:
     assert any(name.startswith("balances that moved") for name in names)
 
 
-async def test_two_grants_of_one_request_contradict_each_other() -> None:
-    run = await _run(FakeGuerdon())
+async def test_two_grants_of_one_request_contradict_each_other(run: Run) -> None:
     answer = next(each for each in run.answers.by_request.values() if each.granted)
     asked = await run.client.list_issuances(user_id=answer.ask.user_id)
     issuance = next(each for each in asked.items if each.request_id == answer.ask.request_id)
@@ -192,8 +191,7 @@ async def test_two_grants_of_one_request_contradict_each_other() -> None:
     assert len(answers.contradictions) == 2
 
 
-async def test_refused_in_passing_is_asked_again_only_for_what_is_left() -> None:
-    run = await _run(FakeGuerdon())
+async def test_refused_in_passing_is_asked_again_only_for_what_is_left(run: Run) -> None:
     assert refused_for_lack(run.answers, run.plan, run.books, run.expectation) == []
     coupons = replace(run.books.stocks[PrizeName.COUPON], remaining_units=1)
     books = replace(run.books, stocks={**run.books.stocks, PrizeName.COUPON: coupons})
@@ -202,12 +200,11 @@ async def test_refused_in_passing_is_asked_again_only_for_what_is_left() -> None
     assert {each.reason for each in able} == {RejectionReason.SOLD_OUT}
 
 
-async def test_a_changed_mind_is_kept() -> None:
-    run = await _run(FakeGuerdon())
+async def test_a_changed_mind_is_kept(run: Run) -> None:
     answer = next(each for each in run.answers.by_request.values() if each.granted)
-    rejected = Rejected(RejectionReason.SOLD_OUT, "", "", "", "")
-    run.answers.record(answer.ask, rejected)
-    assert len(run.answers.changes_of_mind) == 1
+    answers = Answers(by_request={answer.ask.request_id: answer})
+    answers.record(answer.ask, Rejected(RejectionReason.SOLD_OUT, "", "", "", ""))
+    assert len(answers.changes_of_mind) == 1
     assert answer.granted
 
 

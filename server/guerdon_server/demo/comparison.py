@@ -137,10 +137,14 @@ def _right_wallets(granted: Iterable[Answer], by_line: Mapping[int, int], books:
 
 
 def _balanced(books: Books) -> Iterable[Row]:
-    for asset in sorted({line.asset for line in books.trial_balance.lines}):
-        lines = [line for line in books.trial_balance.lines if line.asset == asset]
-        debits, credits = sum(line.debits_units for line in lines), sum(line.credits_units for line in lines)
-        yield Row(f"books in {asset}: debits = credits", f"{debits:,}", f"{credits:,}", debits == credits)
+    assets = {line.asset for line in books.trial_balance.lines}
+    balanced = [asset for asset in assets if _sides(asset, books)[0] == _sides(asset, books)[1]]
+    yield _equal("assets whose debits equal their credits", len(balanced), len(assets))
+
+
+def _sides(asset: str, books: Books) -> tuple[int, int]:
+    lines = [line for line in books.trial_balance.lines if line.asset == asset]
+    return sum(line.debits_units for line in lines), sum(line.credits_units for line in lines)
 
 
 def _over_issued(books: Books) -> int:

@@ -16,6 +16,8 @@ from guerdon_server.demo.report import Screen
 from guerdon_server.demo.result import Result
 from guerdon_server.demo.run import Options, run
 
+_FILE_WIDTH = 120
+
 
 def interruptible_demo(options: Options, *, json_file: Path | None, json_to_stdout: bool) -> Result | None:
     """Run it, tell it, write it; None when Ctrl-C or SIGTERM ended it, after everything has been stopped.
@@ -23,6 +25,8 @@ def interruptible_demo(options: Options, *, json_file: Path | None, json_to_stdo
     `json_to_stdout`: the standard output gets the result for machines, people read on the standard error.
     """
     console = Console(stderr=json_to_stdout, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
     screen = Screen(console)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _REFRESH_SECONDS = 0.1
+_NAME_WIDTH = 45
+_FIGURE_WIDTHS = (17, 13)
 _UNITS = {PrizeName.CASHBACK: dollars, PrizeName.COUPON: "{:,}".format, PrizeName.COINS: "{:,}".format}
 
 
@@ -76,7 +78,8 @@ class Screen:
             TextColumn("{task.fields[counts]}"),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True, auto_refresh=False) as progress:
+        quiet = not self.console.is_terminal  # a bar in a file is a page of rubbish
+        with Progress(*columns, console=self.console, transient=True, auto_refresh=False, disable=quiet) as progress:
             task = progress.add_task(name, total=total, counts="")
 
             def show() -> None:
@@ -116,15 +119,14 @@ class Screen:
     def _rows(self, title: str, columns: tuple[str, str], rows: Sequence[Row]) -> None:
         if not rows:
             return
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("")
-        table.add_column(title, min_width=48)
-        for column in columns:
-            table.add_column(column, justify="right", min_width=14)
+        table.add_column(title, width=_NAME_WIDTH, no_wrap=True)
+        for column, width in zip(columns, _FIGURE_WIDTHS, strict=True):
+            table.add_column(column, justify="right", min_width=width, no_wrap=True)
         for row in rows:
             table.add_row(_mark(row.ok), row.name, row.found, row.expected, style="" if row.ok else "bold red")
         self.console.print(table)
-        self._print()
 
     def _verified(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -177,10 +179,12 @@ def _prizes(outcome: DeliveryOutcome) -> Table:
 
 
 def _speed(outcome: DeliveryOutcome) -> str:
+    grants = f"{outcome.new_grants_per_second:,.0f} durable grants/s, " if outcome.new_grants else ""
+    again = f", {outcome.asked_again:,} asked again for what was given back" if outcome.asked_again else ""
     return (
-        f"{outcome.answers:,} answers in {outcome.seconds:.1f} s, {outcome.replays:,} of them replays:"
-        f" {outcome.new_grants_per_second:,.0f} durable grants/s, {outcome.answers_per_second:,.0f} answers/s;"
-        f" p50 {outcome.latency_ms_p50:.1f} ms, p99 {outcome.latency_ms_p99:.1f} ms"
+        f"{outcome.answers:,} answers in {outcome.seconds:.1f} s, {outcome.replays:,} of them replays{again}: {grants}"
+        f"{outcome.answers_per_second:,.0f} answers/s; p50 {outcome.latency_ms_p50:.1f} ms,"
+        f" p99 {outcome.latency_ms_p99:.1f} ms"
     )
 
 

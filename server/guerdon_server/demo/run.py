@@ -128,7 +128,7 @@ class _Demo:
     async def _deliver_first(self, client: AsyncClient, delivery: Delivery, watch: Watch) -> None:
         started = perf_counter()
         async with self.screen.delivering("every purchase delivered", delivery, self.ask_count):
-            await delivery.by_day(self.visits)
+            await delivery.in_order(self.visits)
             watch.close_accounts(delivery.answers)
             undecided = len(delivery.answers.changes_of_mind)
             asked_again = await self._ask_again(client, delivery)
@@ -159,7 +159,7 @@ class _Demo:
         once = [Visit(visit.purchase, visit.asks, twin=False) for visit in self.visits]
         started = perf_counter()
         async with self.screen.delivering("everything delivered once more", again, self.ask_count):
-            await again.by_customer(once)
+            await again.in_order(once)
         self.result.again = delivery_outcome(again.answers, seconds=perf_counter() - started, asked_again=0)
         with self.screen.phase("balances read again"):
             after = await self._read_books(client)
