@@ -71,7 +71,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Endpoints], None], se
 
     `secrets` are texts that no log line may show.
     """
-    logs.configure_logging(level=settings.log_level, log_format=settings.log_format, secrets=secrets)
+    logs.configure_logging(level=settings.log_level.upper(), log_format=settings.log_format, secrets=secrets)
     loop = asyncio.get_running_loop()
     logs.log_uncaught(loop)
     stop = asyncio.Event()

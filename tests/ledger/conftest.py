@@ -51,7 +51,8 @@ class Books:
             """INSERT INTO guerdon.prize (sid, prize_id, promotion, display_name, kind, asset, fixed_units,
                 limit_per_user, limit_per_user_highest, valid_until, valid_days, stock_source_account, stock_account,
                 budget_account, liability_account, created_at, updated_at)
-            OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, '', $4, $5, $6, $7, $7, $8, $9, $10, $11, $12, $13, now(), now())
+            OVERRIDING SYSTEM VALUE
+            VALUES ($1, $2, $3, '', $4, $5, $6, $7, $7, $8, $9, $10, $11, $12, $13, now(), now())
             """,
             prize,
             name,
@@ -133,7 +134,8 @@ class Books:
     async def balance(self, kind: int, owner: int, item: int) -> int:
         return int(
             await self.pool.fetchval(
-                "SELECT coalesce(sum(credits - debits), 0) FROM guerdon.account WHERE (kind, owner, item) = ($1, $2, $3)",
+                "SELECT coalesce(sum(credits - debits), 0) FROM guerdon.account"
+                " WHERE (kind, owner, item) = ($1, $2, $3)",
                 kind,
                 owner,
                 item,

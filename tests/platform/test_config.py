@@ -20,7 +20,7 @@ class Sample:
     fill_ratio: float = setting(default=0.5, doc="How full.", minimum=0.0, maximum=1.0)
     listen_host: str = setting(default="127.0.0.1", doc="Address.")
     trace: bool = setting(default=False, doc="Trace calls.")
-    data_dir: Path = setting(default=Path("data"), doc="Where the data lies.")  # noqa: RUF009
+    data_dir: Path = setting(default=Path("data"), doc="Where the data lies.")
     log_format: Literal["auto", "json"] = setting(default="auto", doc="Shape of the log.")
     level: str = setting(default="INFO", doc="Least level.", choices=("INFO", "DEBUG"))
     hosts: tuple[str, ...] = setting(default=("a", "b"), doc="Hosts.")

@@ -146,7 +146,8 @@ class Issuer:
         """An outcome for each item, in order, after the grants are durable.
 
         Raises ServiceError where no item can be judged: NOT_FOUND / PROMOTION_NOT_FOUND, ENTRANCE_NOT_FOUND,
-        FAILED_PRECONDITION / ENTRANCE_NOT_BOUND (unless all had been granted before). An error in the list leaves its own item's outcome open only if it says so (UNAVAILABLE / OUTCOME_UNKNOWN).
+        FAILED_PRECONDITION / ENTRANCE_NOT_BOUND (unless all had been granted before). An error in the list leaves its
+        own item's outcome open only if it says so (UNAVAILABLE / OUTCOME_UNKNOWN).
         """
         principal = self._principals.get(call.principal) or await self._know(call.principal)
         slots = [_Slot(item) for item in call.items]
