@@ -88,7 +88,7 @@ def _random_item(chance: random.Random, seen: list[AdmitItem]) -> AdmitItem:
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_any_history_agrees_with_the_model(gate: Gate, store: RedisGate, ledger: MemoryLedger, seed: int) -> None:
-    chance = random.Random(seed)  # noqa: S311 - a schedule, not a secret
+    chance = random.Random(seed)
     ledger.accounts.clear()
     for resource, capacity in _CAPACITIES.items():
         ledger.add(resource, capacity)
