@@ -137,7 +137,7 @@ async def test_top_ups_and_recalls_of_several_prizes_and_budgets_at_once_do_not_
         *(catalogue.adjust_budget("spring", "EUR", 1) for _ in range(10)),
         *(catalogue.adjust_budget("spring", "USD", -1) for _ in range(10)),
         *(catalogue.coupon(f"d{n}", stock=1) for n in range(5)),
-        catalogue.transition("spring", "ACTIVE"),
+        catalogue.transition("spring", "SCHEDULED"),
     )
     assert await catalogue.books_balance()
     promotion = await catalogue.promotions.GetPromotion(
@@ -238,3 +238,15 @@ def test_the_codes_in_python_and_in_sql_agree() -> None:
     sql = (files("guerdon_server.core.ledger.postgres") / "sql" / "10_adjust_capacity.sql").read_text()
     constants = re.findall(r"(\w+) CONSTANT smallint := (\d+);", sql)
     assert {name: int(value) for name, value in constants} == {code.name: code.value for code in AdjustCode}
+
+
+async def test_a_lock_is_not_waited_for_for_ever(catalogue: Catalogue) -> None:
+    await catalogue.promotion()
+    await catalogue.coupon(stock=1)
+    async with catalogue.pool.acquire() as commit, commit.transaction():
+        await commit.execute("SELECT FROM guerdon.account FOR UPDATE")  # a commit that hangs
+        with pytest.raises(ServiceError) as refused:
+            await catalogue.adjust_stock("welcome", 1, request_id="once")
+    assert (refused.value.code, refused.value.reason) == (Code.ABORTED, "CONTENTION")
+    assert refused.value.retry_after_ms
+    assert not (await catalogue.adjust_stock("welcome", 1, request_id="once")).replayed

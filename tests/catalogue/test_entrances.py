@@ -113,10 +113,10 @@ async def test_only_what_is_active_and_bound_is_live(catalogue: Catalogue) -> No
     await catalogue.entrance("home")
     await catalogue.entrance("other")
     for promotion_id, entrance_id, state in (
-        ("active", "home", "ACTIVE"),
+        ("active", "home", "SCHEDULED"),
         ("begun", "home", "SCHEDULED"),
         ("draft", "home", ""),
-        ("elsewhere", "other", "ACTIVE"),
+        ("elsewhere", "other", "SCHEDULED"),
     ):
         await catalogue.promotion(promotion_id, entrance_ids=[entrance_id])
         if state:
@@ -133,7 +133,7 @@ async def test_only_what_is_active_and_bound_is_live(catalogue: Catalogue) -> No
 async def test_why_a_user_could_not_get_a_prize(catalogue: Catalogue) -> None:
     await catalogue.entrance("home")
     await catalogue.promotion(entrance_ids=["home"], budgets={"USD": 5, "COIN": None})
-    await catalogue.transition("spring", "ACTIVE")
+    await catalogue.transition("spring", "SCHEDULED")
     await catalogue.coupon("free")
     await catalogue.coupon("none-left", stock=0)
     await catalogue.coupon("endless", stock=None)
@@ -185,7 +185,7 @@ async def test_what_is_live_comes_in_pages_of_promotions(catalogue: Catalogue) -
     ids = [f"p{n}" for n in range(5)]
     for promotion_id in ids:
         await catalogue.promotion(promotion_id, entrance_ids=["home"])
-        await catalogue.transition(promotion_id, "ACTIVE")
+        await catalogue.transition(promotion_id, "SCHEDULED")
         await catalogue.coupon(f"{promotion_id}-z", promotion_id=promotion_id)
     found, token = list[str](), ""
     while True:
@@ -215,7 +215,7 @@ async def test_the_number_of_queries_does_not_grow_with_the_page(database: str) 
     counts = []
     for n in range(3):
         await catalogue.promotion(f"p{n}", entrance_ids=["home"])
-        await catalogue.transition(f"p{n}", "ACTIVE")
+        await catalogue.transition(f"p{n}", "SCHEDULED")
         for m in range(3):
             await catalogue.coupon(f"p{n}-{m}", promotion_id=f"p{n}")
         queries.clear()

@@ -106,7 +106,7 @@ async def test_what_a_prize_needs_must_be_there(catalogue: Catalogue) -> None:
         await catalogue.coupon("one", stock=99)
     assert (taken.value.code, taken.value.reason) == (Code.ALREADY_EXISTS, "PRIZE_EXISTS")
     assert await catalogue.pool.fetchval("SELECT count(*) FROM guerdon.account WHERE kind = 2") == 1
-    await catalogue.transition("spring", "ACTIVE")
+    await catalogue.transition("spring", "SCHEDULED")
     await catalogue.coupon("two")
     await catalogue.transition("spring", "ENDED")
     with pytest.raises(ServiceError) as ended:
@@ -116,7 +116,7 @@ async def test_what_a_prize_needs_must_be_there(catalogue: Catalogue) -> None:
 
 async def test_a_new_prize_and_new_terms_draw_the_promotions_version(catalogue: Catalogue) -> None:
     await catalogue.promotion()
-    etag = (await catalogue.transition("spring", "ACTIVE")).etag
+    etag = (await catalogue.transition("spring", "SCHEDULED")).etag
     versions = [await catalogue.pool.fetchval("SELECT version FROM guerdon.promotion")]
     prize = await catalogue.coupon()
     versions.append(await catalogue.pool.fetchval("SELECT version FROM guerdon.promotion"))

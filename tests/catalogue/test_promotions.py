@@ -92,7 +92,7 @@ async def test_a_repeated_create_answers_the_promotion_as_it_is_now(catalogue: C
     )
     first, *others = await asyncio.gather(*(catalogue.promotions.CreatePromotion(request, "test") for _ in range(5)))
     assert all(other == first for other in others)
-    await catalogue.transition("spring", "ACTIVE")
+    await catalogue.transition("spring", "SCHEDULED")
     assert (await catalogue.promotions.CreatePromotion(request, "test")).state == ACTIVE
     assert await catalogue.books_balance()
 
@@ -190,7 +190,7 @@ async def test_a_window_must_not_be_empty(catalogue: Catalogue) -> None:
 
 async def test_the_start_of_what_has_begun_is_not_put_off(catalogue: Catalogue) -> None:
     await catalogue.promotion()
-    await catalogue.transition("spring", "ACTIVE")
+    await catalogue.transition("spring", "SCHEDULED")
     with pytest.raises(ServiceError) as refused:
         await update(catalogue, promotion_pb2.Promotion(promotion_id="spring", starts_at=from_now(HOUR)), "starts_at")
     assert refused.value.reason == "PROMOTION_STARTED"
@@ -198,7 +198,7 @@ async def test_the_start_of_what_has_begun_is_not_put_off(catalogue: Catalogue) 
 
 async def test_of_what_is_over_only_the_name_changes(catalogue: Catalogue) -> None:
     await catalogue.promotion()
-    await catalogue.transition("spring", "ACTIVE")
+    await catalogue.transition("spring", "SCHEDULED")
     await catalogue.transition("spring", "ENDED")
     with pytest.raises(ServiceError) as refused:
         await update(catalogue, promotion_pb2.Promotion(promotion_id="spring", ends_at=from_now(HOUR)), "ends_at")
@@ -213,17 +213,17 @@ async def test_of_what_is_over_only_the_name_changes(catalogue: Catalogue) -> No
 
 
 async def test_every_transition_that_is_not_allowed_names_those_that_are(catalogue: Catalogue) -> None:
-    paths: dict[str, list[str]] = {
+    paths = {
         "DRAFT": [],
         "SCHEDULED": ["SCHEDULED"],
-        "ACTIVE": ["ACTIVE"],
-        "PAUSED": ["ACTIVE", "PAUSED"],
-        "ENDED": ["ACTIVE", "ENDED"],
-        "ARCHIVED": ["ACTIVE", "ENDED", "ARCHIVED"],
+        "ACTIVE": ["SCHEDULED", "ACTIVE"],
+        "PAUSED": ["SCHEDULED", "ACTIVE", "PAUSED"],
+        "ENDED": ["SCHEDULED", "ENDED"],
+        "ARCHIVED": ["ARCHIVED"],
     }
     reachable = {
-        "DRAFT": "SCHEDULED, ACTIVE, ARCHIVED",
-        "SCHEDULED": "PAUSED, ENDED",  # it is active at once, because there is no starts_at
+        "DRAFT": "SCHEDULED, ARCHIVED",
+        "SCHEDULED": "ACTIVE, ENDED",
         "ACTIVE": "PAUSED, ENDED",
         "PAUSED": "ACTIVE, ENDED",
         "ENDED": "ARCHIVED",
@@ -232,10 +232,16 @@ async def test_every_transition_that_is_not_allowed_names_those_that_are(catalog
     for name, path in paths.items():
         promotion_id = f"p-{name}"
         await catalogue.promotion(promotion_id)
+        later = promotion_pb2.Promotion(promotion_id=promotion_id, starts_at=from_now(HOUR))
+        await update(catalogue, later, "starts_at")
         for state in path:
             await catalogue.transition(promotion_id, state)
+        etag = (await get(catalogue, promotion_id)).etag
         for target in reachable:
             if target in reachable[name].split(", "):
+                continue
+            if target == name:
+                assert (await catalogue.transition(promotion_id, target)).etag == etag
                 continue
             with pytest.raises(ServiceError) as refused:
                 await catalogue.transition(promotion_id, target)
@@ -247,18 +253,12 @@ async def test_start_and_end_act_by_themselves(catalogue: Catalogue) -> None:
     await catalogue.promotion()
     window = promotion_pb2.Promotion(promotion_id="spring", starts_at=from_now(HOUR), ends_at=from_now(3 * HOUR))
     await update(catalogue, window, "starts_at", "ends_at")
-    with pytest.raises(ServiceError) as early:
-        await catalogue.transition("spring", "ACTIVE")
-    assert early.value.metadata["reachable_states"] == "SCHEDULED, ARCHIVED"
-    assert (await catalogue.transition("spring", "SCHEDULED")).state == SCHEDULED
-    assert (await catalogue.transition("spring", "PAUSED")).state == PAUSED
-    with pytest.raises(ServiceError):
-        await catalogue.transition("spring", "ACTIVE")
     assert (await catalogue.transition("spring", "SCHEDULED")).state == SCHEDULED
     await catalogue.clock_ahead(2 * HOUR)
     assert (await get(catalogue)).state == ACTIVE
+    assert (await catalogue.transition("spring", "ACTIVE")).starts_at == window.starts_at
     assert (await catalogue.transition("spring", "PAUSED")).state == PAUSED
-    assert (await catalogue.transition("spring", "ACTIVE")).state == ACTIVE
+    assert (await catalogue.transition("spring", "ACTIVE")).starts_at == window.starts_at
     await catalogue.clock_ahead(4 * HOUR)
     assert (await get(catalogue)).state == ENDED
     with pytest.raises(ServiceError):
@@ -266,9 +266,21 @@ async def test_start_and_end_act_by_themselves(catalogue: Catalogue) -> None:
     assert (await catalogue.transition("spring", "ARCHIVED")).state == ARCHIVED
 
 
-async def test_what_has_its_end_behind_it_is_not_started(catalogue: Catalogue) -> None:
+async def test_made_active_early_it_starts_at_once(catalogue: Catalogue) -> None:
+    await catalogue.promotion()
+    later = promotion_pb2.Promotion(promotion_id="spring", starts_at=from_now(HOUR))
+    await update(catalogue, later, "starts_at")
+    await catalogue.transition("spring", "SCHEDULED")
+    started = await catalogue.transition("spring", "ACTIVE")
+    assert started.state == ACTIVE
+    assert started.starts_at.seconds < later.starts_at.seconds
+    assert started.starts_at.seconds <= from_now(0).seconds
+
+
+async def test_what_has_its_end_behind_it_ends_when_it_is_scheduled(catalogue: Catalogue) -> None:
     await catalogue.promotion()
     await update(catalogue, promotion_pb2.Promotion(promotion_id="spring", ends_at=from_now(-HOUR)), "ends_at")
+    assert (await catalogue.transition("spring", "SCHEDULED")).state == ENDED
     with pytest.raises(ServiceError) as refused:
         await catalogue.transition("spring", "ACTIVE")
     assert refused.value.metadata["reachable_states"] == "ARCHIVED"
@@ -288,18 +300,25 @@ async def test_the_rule_of_states_in_python_and_in_sql_agree(catalogue: Catalogu
 
 async def test_of_two_transitions_at_once_one_wins(catalogue: Catalogue) -> None:
     await catalogue.promotion()
-    await catalogue.transition("spring", "ACTIVE")
-    outcomes = await asyncio.gather(
-        *(catalogue.transition("spring", "PAUSED") for _ in range(5)), return_exceptions=True
-    )
-    assert sum(isinstance(outcome, promotion_pb2.Promotion) for outcome in outcomes) == 1
-    same = await asyncio.gather(*(catalogue.transition("spring", "ACTIVE", request_id="resume") for _ in range(5)))
+    await catalogue.transition("spring", "SCHEDULED")
+    states = ["ARCHIVED", "ENDED", "PAUSED"] * 3
+    outcomes = await asyncio.gather(*(catalogue.transition("spring", s) for s in states), return_exceptions=True)
+    assert any(isinstance(outcome, promotion_pb2.Promotion) for outcome in outcomes)
+    assert all(outcome.reason == "TRANSITION_NOT_ALLOWED" for outcome in outcomes if isinstance(outcome, ServiceError))
+
+
+async def test_one_request_id_moves_it_once(catalogue: Catalogue) -> None:
+    await catalogue.promotion()
+    await catalogue.transition("spring", "SCHEDULED")
+    same = await asyncio.gather(*(catalogue.transition("spring", "PAUSED", request_id="pause") for _ in range(5)))
     assert {promotion.etag for promotion in same} == {same[0].etag}
+    await catalogue.transition("spring", "ACTIVE")
+    assert (await catalogue.transition("spring", "PAUSED", request_id="pause")).state == ACTIVE  # as it is now
 
 
 async def test_a_pause_waits_for_commits_under_way_and_keeps_new_ones_out(catalogue: Catalogue) -> None:
     await catalogue.promotion()
-    await catalogue.transition("spring", "ACTIVE")
+    await catalogue.transition("spring", "SCHEDULED")
     sid = await catalogue.pool.fetchval("SELECT sid FROM guerdon.promotion")
     async with catalogue.pool.acquire() as commit, catalogue.pool.acquire() as later:
         transaction = commit.transaction()
@@ -308,7 +327,7 @@ async def test_a_pause_waits_for_commits_under_way_and_keeps_new_ones_out(catalo
         pause = asyncio.create_task(catalogue.transition("spring", "PAUSED"))
         await catalogue.until_waiting(1)
         assert not await later.fetchval("SELECT pg_try_advisory_xact_lock_shared($1)", sid)
-        assert await later.fetchval("SELECT state FROM guerdon.promotion") == ACTIVE
+        assert await later.fetchval("SELECT state FROM guerdon.promotion") == SCHEDULED
         await transaction.commit()
         assert (await pause).state == PAUSED
 
@@ -316,7 +335,7 @@ async def test_a_pause_waits_for_commits_under_way_and_keeps_new_ones_out(catalo
 async def test_a_listener_that_fails_fails_no_call(catalogue: Catalogue) -> None:
     catalogue.told.fails = True
     await catalogue.promotion(budgets={"USD": 5})
-    assert (await catalogue.transition("spring", "ACTIVE")).state == ACTIVE
+    assert (await catalogue.transition("spring", "SCHEDULED")).state == ACTIVE
     assert (await catalogue.adjust_budget("spring", "USD", 5)).budget.units == 10
     assert catalogue.told.promotions
     assert catalogue.told.capacities
@@ -343,7 +362,7 @@ async def test_listing_pages_through_all_by_id(catalogue: Catalogue) -> None:
 
 
 async def test_listing_filters_by_the_state_of_now(catalogue: Catalogue) -> None:
-    for promotion_id, state in (("a", ""), ("b", "ACTIVE"), ("c", "SCHEDULED"), ("d", "ARCHIVED")):
+    for promotion_id, state in (("a", ""), ("b", "SCHEDULED"), ("c", "SCHEDULED"), ("d", "ARCHIVED")):
         await catalogue.promotion(promotion_id)
         if state:
             await catalogue.transition(promotion_id, state)

@@ -33,7 +33,7 @@ ATTRIBUTE_NAME_CHARACTERS_MAX: Final = 64
 ATTRIBUTE_TEXT_CHARACTERS_MAX: Final = 1024
 LIST_VALUES_MAX: Final = 100
 LIST_VALUE_CHARACTERS_MAX: Final = 256
-VIOLATIONS_MAX: Final = 20
+VIOLATIONS_MAX: Final = 12
 PAGE_SIZE_MAX: Final = 500
 PAGE_SIZE_DEFAULT: Final = 100
 
@@ -51,7 +51,7 @@ _E = TypeVar("_E", bound=IntEnum)
 
 
 def refuse(violations: Sequence[Violation]) -> None:
-    """Raises INVALID_ARGUMENT / INVALID_FIELD with what was noted, if anything was; the first 20, because an error
+    """Raises INVALID_ARGUMENT / INVALID_FIELD with what was noted, if anything was; the first 12, because an error
     travels in a trailer, which has room for 8 KB."""
     if len(violations) > VIOLATIONS_MAX:
         more = f"and {len(violations) - VIOLATIONS_MAX} more problems"
@@ -105,6 +105,11 @@ def check_etag(violations: list[Violation], field: str, value: str) -> None:
     """Empty, or something that an etag could be."""
     if len(value) > ID_CHARACTERS_MAX or _control(value):
         violations.append(Violation(field, "is not an etag that this server gave"))
+
+
+def _quoted(text: str) -> str:
+    """What a caller wrote, short and harmless."""
+    return text[:ATTRIBUTE_NAME_CHARACTERS_MAX].encode("unicode_escape").decode()[:ATTRIBUTE_NAME_CHARACTERS_MAX]
 
 
 def _shown(wrong: re.Match[str]) -> str:
@@ -200,7 +205,7 @@ def check_mask(violations: list[Violation], mask: FieldMask, known: Collection[s
     if not mask.paths:
         violations.append(Violation("update_mask", f"must name at least one of {', '.join(known)}"))
     for path in sorted(set(mask.paths) - set(known))[:10]:
-        violations.append(Violation("update_mask", f"{path[:100]!r} can't be updated; only {', '.join(known)}"))
+        violations.append(Violation("update_mask", f"{_quoted(path)} can't be updated; only {', '.join(known)}"))
     return tuple(sorted(set(mask.paths)))
 
 
@@ -215,7 +220,7 @@ def check_attributes(
         return {}
     values: dict[str, AttributeValue] = {}
     for name, value in attributes.items():
-        where = f"{field}[{ascii(name[:ATTRIBUTE_NAME_CHARACTERS_MAX])[1:-1]}]"
+        where = f"{field}[{_quoted(name)}]"
         if len(name) > ATTRIBUTE_NAME_CHARACTERS_MAX or not is_id(name):
             check_id(violations, f"{where} (its name)", name, characters_max=ATTRIBUTE_NAME_CHARACTERS_MAX)
         values[name] = _attribute(violations, where, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from guerdon_server.core.entrance.model import Entrance, EntranceUpdate, NewEntrance
 from guerdon_server.core.entrance.postgres import store
-from guerdon_server.core.ledger.postgres.operations import Caller, check_etag, claim
+from guerdon_server.core.ledger.postgres.operations import Caller, check_etag, claim, mutation
 from guerdon_server.platform.errors import Code, ServiceError
 from guerdon_server.platform.postgres import Pool
 
@@ -20,7 +20,7 @@ class EntranceService:
 
     async def create(self, new: NewEntrance, caller: Caller) -> Entrance:
         """ENTRANCE_EXISTS."""
-        async with self._pool.acquire() as session, session.transaction():
+        async with mutation(self._pool) as session:
             if await claim(session, "CreateEntrance", new, caller) and not await store.insert(session, new):
                 raise ServiceError(
                     Code.ALREADY_EXISTS,
@@ -42,7 +42,7 @@ class EntranceService:
 
     async def update(self, update: EntranceUpdate, caller: Caller) -> Entrance:
         """ENTRANCE_NOT_FOUND; ETAG_MISMATCH."""
-        async with self._pool.acquire() as session, session.transaction():
+        async with mutation(self._pool) as session:
             if await claim(session, "UpdateEntrance", update, caller):
                 entrance = await store.lock(session, update.entrance_id)
                 check_etag(update.etag, entrance.etag, entrance_id=update.entrance_id)

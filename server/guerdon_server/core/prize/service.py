@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from guerdon_server.core.ledger.model import PromotionSid
 from guerdon_server.core.ledger.postgres.capacity import AdjustCode, CapacityKind, adjust_capacity, refusal
-from guerdon_server.core.ledger.postgres.operations import Caller, check_etag, claim
+from guerdon_server.core.ledger.postgres.operations import Caller, check_etag, claim, mutation
 from guerdon_server.core.ledger.postgres.statements import Session
 from guerdon_server.core.prize import rules
 from guerdon_server.core.prize.model import NewPrize, Offer, Prize, PrizeStock, PrizeUpdate, StockDelta
@@ -32,7 +32,7 @@ class PrizeService:
     async def create(self, new: NewPrize, caller: Caller) -> Prize:
         """A prize that can be asked for at once. PRIZE_EXISTS; PROMOTION_NOT_FOUND, PROMOTION_ENDED,
         PRIZES_TOO_MANY; BUDGET_MISSING."""
-        async with self._pool.acquire() as session, session.transaction():
+        async with mutation(self._pool) as session:
             if not await claim(session, "CreatePrize", new, caller):
                 return await store.get(session, new.prize_id)
             await _insert(session, new)
@@ -52,7 +52,7 @@ class PrizeService:
 
     async def update(self, update: PrizeUpdate, caller: Caller) -> Prize:
         """What was granted keeps its terms. ETAG_MISMATCH."""
-        async with self._pool.acquire() as session, session.transaction():
+        async with mutation(self._pool) as session:
             if not await claim(session, "UpdatePrize", update, caller):
                 return await store.get(session, update.prize_id)
             prize = await store.lock_exclusive(session, update.prize_id)
@@ -66,7 +66,7 @@ class PrizeService:
     async def adjust_stock(self, delta: StockDelta, caller: Caller) -> tuple[PrizeStock, bool]:
         """The stock as it is now, and whether the adjustment had been made before. STOCK_INSUFFICIENT,
         CAPACITY_UNLIMITED, CAPACITY_LIMIT."""
-        async with self._pool.acquire() as session, session.transaction():
+        async with mutation(self._pool) as session:
             first = await claim(session, "AdjustPrizeStock", delta, caller)
             if first:
                 await _adjust_stock(session, delta)

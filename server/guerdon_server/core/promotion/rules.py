@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
 from guerdon_server.core.promotion.model import Promotion, PromotionState, PromotionUpdate
 from guerdon_server.platform.errors import ServiceError, Violation, failed_precondition, invalid
 
-BUDGETS_MAX = 20
+BUDGETS_MAX: Final = 20
 """Of one promotion."""
 
-_NEXT = {
-    PromotionState.DRAFT: {PromotionState.SCHEDULED, PromotionState.ACTIVE, PromotionState.ARCHIVED},
-    PromotionState.SCHEDULED: {PromotionState.ACTIVE, PromotionState.PAUSED, PromotionState.ENDED},
-    PromotionState.ACTIVE: {PromotionState.PAUSED, PromotionState.ENDED},
-    PromotionState.PAUSED: {PromotionState.ACTIVE, PromotionState.ENDED},
-    PromotionState.ENDED: {PromotionState.ARCHIVED},
-    PromotionState.ARCHIVED: set[PromotionState](),
+_NEXT: Final[Mapping[PromotionState, tuple[PromotionState, ...]]] = {
+    PromotionState.DRAFT: (PromotionState.SCHEDULED, PromotionState.ARCHIVED),
+    PromotionState.SCHEDULED: (PromotionState.ACTIVE, PromotionState.ENDED),
+    PromotionState.ACTIVE: (PromotionState.PAUSED, PromotionState.ENDED),
+    PromotionState.PAUSED: (PromotionState.ACTIVE, PromotionState.ENDED),
+    PromotionState.ENDED: (PromotionState.ARCHIVED,),
+    PromotionState.ARCHIVED: (),
 }
-_OVER = {PromotionState.ENDED, PromotionState.ARCHIVED}
+_BEGUN: Final = (PromotionState.ACTIVE, PromotionState.PAUSED)
+_OVER: Final = (PromotionState.ENDED, PromotionState.ARCHIVED)
 
 
 def effective_state(
@@ -34,37 +37,29 @@ def effective_state(
     return state
 
 
-def reachable_states(promotion: Promotion) -> tuple[PromotionState, ...]:
-    """The states that it can be moved to now, in their order.
+def transitioned(promotion: Promotion, target: PromotionState) -> Promotion:
+    """The promotion in the state `target`; itself if it is in that state now.
 
-    Before starts_at nothing can be made active, it can only be scheduled (a paused one again); and what has its end
-    behind it can't be started.
+    Made active before starts_at, it starts at once: starts_at becomes the time it was read at. Raises
+    FAILED_PRECONDITION / TRANSITION_NOT_ALLOWED with the states that can be reached.
     """
     now = promotion.state_now
-    states = set(_NEXT[now])
-    if promotion.starts_at is not None and promotion.starts_at > promotion.read_at and PromotionState.ACTIVE in states:
-        states.remove(PromotionState.ACTIVE)
-        states |= {PromotionState.SCHEDULED} - {now}
-    if promotion.ends_at is not None and promotion.ends_at <= promotion.read_at:
-        states -= {PromotionState.SCHEDULED, PromotionState.ACTIVE}
-    return tuple(sorted(states))
-
-
-def check_transition(promotion: Promotion, target: PromotionState) -> None:
-    """Raises FAILED_PRECONDITION / TRANSITION_NOT_ALLOWED with the states that can be reached."""
-    reachable = reachable_states(promotion)
-    if target in reachable:
-        return
-    names = ", ".join(state.name for state in reachable) or "none"
-    raise failed_precondition(
-        "TRANSITION_NOT_ALLOWED",
-        f"{promotion.promotion_id} is {promotion.state_now.name}"
-        f"{_window(promotion)}; it can't become {target.name}, but: {names}.",
-        promotion_id=promotion.promotion_id,
-        state=promotion.state_now.name,
-        target_state=target.name,
-        reachable_states=names,
-    )
+    if target is now:
+        return promotion
+    if target not in _NEXT[now]:
+        names = ", ".join(state.name for state in _NEXT[now]) or "none"
+        raise failed_precondition(
+            "TRANSITION_NOT_ALLOWED",
+            f"{promotion.promotion_id} is {now.name}; it can't become {target.name}, but: {names}.",
+            promotion_id=promotion.promotion_id,
+            state=now.name,
+            target_state=target.name,
+            reachable_states=names,
+        )
+    starts_at = promotion.starts_at
+    if target is PromotionState.ACTIVE and starts_at is not None:
+        starts_at = min(starts_at, promotion.read_at)
+    return replace(promotion, state=target, starts_at=starts_at)
 
 
 def updated(promotion: Promotion, update: PromotionUpdate) -> Promotion:
@@ -88,11 +83,8 @@ def updated(promotion: Promotion, update: PromotionUpdate) -> Promotion:
     )
     if changed.starts_at is not None and changed.ends_at is not None and changed.starts_at >= changed.ends_at:
         raise _empty_window(update)
-    begun = promotion.state_now is PromotionState.ACTIVE or (
-        promotion.state_now is PromotionState.PAUSED
-        and (promotion.starts_at is None or promotion.starts_at <= promotion.read_at)
-    )
-    if "starts_at" in update.update_mask and begun and changed.starts_at and changed.starts_at > promotion.read_at:
+    put_off = changed.starts_at is not None and changed.starts_at > promotion.read_at
+    if "starts_at" in update.update_mask and put_off and promotion.state_now in _BEGUN:
         raise failed_precondition(
             "PROMOTION_STARTED",
             f"{promotion.promotion_id} has started: its starts_at can't be put off. Pause it instead.",
@@ -105,11 +97,3 @@ def _empty_window(update: PromotionUpdate) -> ServiceError:
     field = "ends_at" if "ends_at" in update.update_mask else "starts_at"
     description = "must be after starts_at" if field == "ends_at" else "must be before ends_at"
     return invalid([Violation(f"promotion.{field}", description)])
-
-
-def _window(promotion: Promotion) -> str:
-    if promotion.ends_at is not None and promotion.ends_at <= promotion.read_at:
-        return f", its ends_at ({promotion.ends_at.isoformat()}) has passed"
-    if promotion.starts_at is not None and promotion.starts_at > promotion.read_at:
-        return f", its starts_at ({promotion.starts_at.isoformat()}) is to come"
-    return ""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 from guerdon_server.core.ledger.model import PromotionSid
 from guerdon_server.core.ledger.postgres.capacity import AdjustCode, CapacityKind, adjust_capacity, refusal
-from guerdon_server.core.ledger.postgres.operations import Caller, check_etag, claim
+from guerdon_server.core.ledger.postgres.operations import Caller, check_etag, claim, mutation
 from guerdon_server.core.ledger.postgres.statements import Session
 from guerdon_server.core.promotion import rules
 from guerdon_server.core.promotion.model import (
@@ -41,7 +40,7 @@ class PromotionService:
 
     async def create(self, new: NewPromotion, caller: Caller) -> Promotion:
         """A draft with its budgets. PROMOTION_EXISTS; ENTRANCE_NOT_FOUND."""
-        async with self._pool.acquire() as session, session.transaction():
+        async with mutation(self._pool) as session:
             if not await claim(session, "CreatePromotion", new, caller):
                 return await _current(session, new.promotion_id)
             sid = await store.insert(session, new)
@@ -74,7 +73,7 @@ class PromotionService:
 
     async def update(self, update: PromotionUpdate, caller: Caller) -> Promotion:
         """ETAG_MISMATCH; PROMOTION_ENDED, PROMOTION_STARTED; ENTRANCE_NOT_FOUND."""
-        async with self._pool.acquire() as session, session.transaction():
+        async with mutation(self._pool) as session:
             if not await claim(session, "UpdatePromotion", update, caller):
                 return await _current(session, update.promotion_id)
             promotion = await _lock(session, update.promotion_id, update.etag)
@@ -88,12 +87,13 @@ class PromotionService:
 
     async def transition(self, transition: Transition, caller: Caller) -> Promotion:
         """Once this returns PAUSED (or ENDED), not one more grant is made. ETAG_MISMATCH; TRANSITION_NOT_ALLOWED."""
-        async with self._pool.acquire() as session, session.transaction():
+        async with mutation(self._pool) as session:
             if not await claim(session, "TransitionPromotion", transition, caller):
                 return await _current(session, transition.promotion_id)
             promotion = await _lock(session, transition.promotion_id, transition.etag)
-            rules.check_transition(promotion, transition.target_state)
-            await store.update(session, replace(promotion, state=transition.target_state))
+            changed = rules.transitioned(promotion, transition.target_state)
+            if changed is not promotion:
+                await store.update(session, changed)
             result = await store.get(session, promotion.sid)
         await self._tell_changed(result.sid)
         return result
@@ -101,7 +101,7 @@ class PromotionService:
     async def adjust_budget(self, delta: BudgetDelta, caller: Caller) -> tuple[Budget, bool]:
         """The budget as it is now, and whether the adjustment had been made before. A budget in an asset that the
         promotion did not have is opened. BUDGET_INSUFFICIENT, CAPACITY_UNLIMITED, CAPACITY_LIMIT, BUDGETS_TOO_MANY."""
-        async with self._pool.acquire() as session, session.transaction():
+        async with mutation(self._pool) as session:
             first = await claim(session, "AdjustPromotionBudget", delta, caller)
             sid = await store.find(session, delta.promotion_id)
             if first:

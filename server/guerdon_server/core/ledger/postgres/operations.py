@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
+
 from guerdon_server.core.ledger.postgres.statements import Session
 from guerdon_server.platform.errors import Code, ServiceError, failed_precondition
+from guerdon_server.platform.postgres import Pool
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -18,7 +22,10 @@ _CLAIM = """
 INSERT INTO guerdon.operation (method, request_id, content, principal, done_at)
 VALUES ($1, $2, $3::jsonb, $4, guerdon.now()) ON CONFLICT DO NOTHING RETURNING true
 """
-_RECALL = "SELECT content FROM guerdon.operation WHERE method = $1 AND request_id = $2"
+# The lock is a write: before a repetition is acknowledged, a synchronous standby has what it repeats.
+_RECALL = "SELECT content FROM guerdon.operation WHERE method = $1 AND request_id = $2 FOR NO KEY UPDATE"
+_LOCK_SECONDS_MAX = 5
+_CONNECTION_SECONDS_MAX = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,26 @@ class Caller:
 
     request_id: str
     principal: str
+
+
+@asynccontextmanager
+async def mutation(pool: Pool) -> AsyncIterator[Session]:
+    """A transaction, committed at the end of the block, that waits for no lock longer than 5 seconds.
+
+    A commit that hangs would otherwise keep every operator's call, and their connections, waiting. Raises ABORTED /
+    CONTENTION for that and for deadlocks, TimeoutError if no connection is to be had.
+    """
+    try:
+        async with pool.acquire(timeout=_CONNECTION_SECONDS_MAX) as session, session.transaction():
+            await session.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS_MAX}s'")
+            yield session
+    except (
+        asyncpg.LockNotAvailableError,
+        asyncpg.DeadlockDetectedError,
+        asyncpg.SerializationError,
+    ) as error:
+        message = "others are changing the same; nothing was changed here: repeat with the same request id"
+        raise ServiceError(Code.ABORTED, "CONTENTION", message, retry_after_ms=100) from error
 
 
 async def claim(session: Session, method: str, content: DataclassInstance, caller: Caller) -> bool:
