@@ -72,10 +72,9 @@ def load_settings(
 
     `without`: required settings that this command can do without, and what stands for them where nobody gave them.
     """
-    reserved = NOT_SETTINGS | {name for name in os.environ if name.startswith(_OTHERS)}
 
     def loaded(given: Mapping[str, object]) -> Loaded[Settings]:
-        return load(Settings, env=os.environ, toml_path=config_file, overrides=given, reserved=reserved)
+        return load(Settings, env=os.environ, toml_path=config_file, overrides=given, reserved=NOT_SETTINGS)
 
     try:
         return loaded(overrides)
@@ -85,6 +84,3 @@ def load_settings(
         if not stand_ins:
             raise
     return loaded({**overrides, **stand_ins})
-
-
-_OTHERS: Final = ("GUERDON_DEMO_", "GUERDON_BENCH_", "GUERDON_TEST_")

@@ -18,7 +18,9 @@ _TARGET: Final = "guerdon.target"
 _TIMEOUT: Final = "guerdon.timeout_seconds"
 _REQUEST_ID: Final = "guerdon.request_id"
 
-NOT_SETTINGS: Final = frozenset({"GUERDON_TARGET", "GUERDON_DATA", "GUERDON_CONFIG", "GUERDON_PRINCIPAL"})
+NOT_SETTINGS: Final = frozenset(
+    {"GUERDON_PYTHON", "GUERDON_TARGET", "GUERDON_DATA", "GUERDON_CONFIG", "GUERDON_PRINCIPAL"}
+)
 """Environment variables of the command line that are no settings of a server."""
 
 
