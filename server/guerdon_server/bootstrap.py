@@ -113,6 +113,7 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
                 queue_items_max=settings.admit_queue_items_max,
             ),
             on_batch=metrics.admitted,
+            on_settled=metrics.settled,
         )
         stack.push_async_callback(gate.aclose)
         ledger = PostgresLedger(commits, reads, worker=incarnation, commit_seconds_max=settings.commit_seconds_max)

@@ -50,6 +50,7 @@ class GatePort(Protocol):
     async def admit(self, group: int, items: Sequence[AdmitItem]) -> Admitted: ...
     def settle(self, group: int, settlements: Iterable[Settlement]) -> None: ...
     def epoch_refused(self, group: int, epoch: int) -> None: ...
+    async def is_pending(self, group: int, request_id: str) -> bool: ...
 
 
 class AdmissionIds:
@@ -352,8 +353,23 @@ class Issuer:
             raise not_found("PROMOTION_NOT_FOUND", f"there is no promotion {promotion_id}", promotion_id=promotion_id)
         if cancel_if_absent:
             await self._ledger.cancel(terms.sid, request_id)
-        (known,) = await self.lookups.submit([(terms.sid, request_id)])
+            return await self._look_up(terms.sid, request_id)
+        known = await self._look_up(terms.sid, request_id)
+        if known.state in _UNDECIDED and await self._in_flight(terms.sid, request_id):
+            # It may have been granted since the look-up: its marker is settled after its commit.
+            known = await self._look_up(terms.sid, request_id)
+            return Pending() if known.state in _UNDECIDED else known
         return known
+
+    async def _look_up(self, promotion: int, request_id: str) -> KnownRequest:
+        (known,) = await self.lookups.submit([(promotion, request_id)])
+        return known
+
+    async def _in_flight(self, promotion: int, request_id: str) -> bool:
+        try:
+            return await self._gate.is_pending(promotion, request_id)
+        except ServiceError:
+            return False  # the ledger has answered "not yet", which is what absent says
 
     async def aclose(self) -> None:
         """Finish the look-ups in flight."""
@@ -378,6 +394,7 @@ class Issuer:
         return outcome
 
 
+_UNDECIDED = frozenset({RequestState.ABSENT, RequestState.FENCED})
 _DECIDE_ANEW = frozenset({CommitCode.FENCED, CommitCode.STALE_EPOCH, CommitCode.STALE_VERSION})
 
 

@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import logging
 import random
+import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -106,6 +107,7 @@ class Gate:
         *,
         settings: GateSettings = GateSettings(),
         on_batch: Callable[[int, float], None] | None = None,
+        on_settled: Callable[[int, float], None] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.counts = GateCounts()
@@ -120,6 +122,7 @@ class Gate:
         self._source = source
         self._settings = settings
         self._on_batch = on_batch
+        self._on_settled = on_settled
         self._jitter = jitter
         self._groups: dict[int, _Group] = {}
         self._closed = False
@@ -133,8 +136,24 @@ class Gate:
         commit) and QueueFull. A caller that is cancelled while it waits owns nothing either.
         """
         known = self._groups.get(group) or self._know(group)
-        answers = await known.coalescer.submit(items)
+        future = known.coalescer.submit(items)
+        try:
+            answers = await future
+        except asyncio.CancelledError:
+            # Cancelled between the answer and our waking up: the coalescer has handed it out already.
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._give_back_dropped(group, items, future.result())
+            raise
         return Admitted(answers[0].epoch, answers)
+
+    async def is_pending(self, group: int, request_id: str) -> bool:
+        """Whether an admission of the request is open. Raises GateUnavailable."""
+        known = self._know(group)
+        try:
+            epoch = known.epoch or await self._open(group, known)
+            return await self._store.is_marked_open(group, epoch=epoch.value, request_id=request_id)
+        except RedisUnavailable as error:
+            raise GateUnavailable(str(error)) from error
 
     def settle(self, group: int, settlements: Iterable[Settlement]) -> None:
         """Report what became of admissions; at once and without failing, sent in the background."""
@@ -179,7 +198,10 @@ class Gate:
         epoch = known.epoch if known else None
         settled = None
         if epoch is not None:
+            started = time.perf_counter()
             settled = await self._store.settle(group, epoch=epoch.value, run_id=epoch.run_id, settlements=settlements)
+            if self._on_settled is not None:
+                self._on_settled(len(settlements), time.perf_counter() - started)
         if settled is None:
             # Admissions live and die with their epoch, so of a closed one there is nothing left to settle.
             self.counts.settled_in_vain += len(settlements)

@@ -149,6 +149,12 @@ class RedisGate:
             resources=[ResourceState(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)],
         )
 
+    async def is_marked_open(self, group: int, *, epoch: int, request_id: str) -> bool:
+        """Whether the request has an open admission under this epoch."""
+        _, markers, _, _ = keys(group)
+        held, marker = await call(self._client, "HMGET", markers, "@", request_id)
+        return bool(held == str(epoch).encode() and marker is not None and marker != b"g")
+
     async def forget(self, group: int) -> None:
         """Delete all that Redis holds of the group; it is closed until it is opened under a new epoch."""
         await call(self._client, "UNLINK", *keys(group))
