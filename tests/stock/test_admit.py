@@ -12,6 +12,7 @@ from guerdon_server.core.stock.model import (
     EXACT_MAX,
     AdmitCode,
     AdmitItem,
+    Admitted,
     Answer,
     ResourceState,
     SettleCode,
@@ -21,7 +22,7 @@ from guerdon_server.core.stock.model import (
 from guerdon_server.core.stock.redis.store import RedisGate
 from guerdon_server.core.stock.service import Gate
 from guerdon_server.platform.redis import Client
-from tests.stock.conftest import BUDGET, GROUP, STOCK, GateFactory, item
+from tests.stock.conftest import BUDGET, GROUP, SETTINGS, STOCK, GateFactory, item
 from tests.stock.ledger import MemoryLedger
 from tests.stock.waiting import eventually, settled, used
 
@@ -282,3 +283,17 @@ async def test_a_forgotten_group_leaves_nothing_behind_and_can_come_back(
     assert gate.groups() == []
     assert codes(await admit(gate, item("a"))) == [AdmitCode.ADMITTED]
     assert len(ledger.epochs[GROUP]) == 2
+
+
+async def test_whoever_is_cancelled_between_the_answer_and_waking_up_takes_nothing(
+    store: RedisGate, ledger: MemoryLedger
+) -> None:
+    """The answer has been handed out, so nobody but the cancelled caller can know that it must be given back."""
+    calls: list[asyncio.Task[Admitted]] = []
+    gate = Gate(store, ledger, settings=SETTINGS, on_batch=lambda _items, _seconds: [call.cancel() for call in calls])
+    calls.append(asyncio.create_task(gate.admit(GROUP, [item("a", (STOCK, 4))])))
+    with pytest.raises(asyncio.CancelledError):
+        await calls.pop()
+    await eventually(lambda: gate.counts.settled == 1)
+    assert await used(gate, STOCK) == 0
+    await gate.aclose()
