@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import grpc
 
+from guerdon import Client
 from tests.cli.conftest import Cli, FakeDoor
 
 LayOut = Callable[[Cli, str], None]
@@ -87,6 +88,17 @@ def test_a_lost_answer_is_told_with_the_request_id_and_repeated_safely(
     lost = faked(*ask("f1", "coupon", "ada", "one"), code=3)
     assert "--request-id one" in lost.err
     assert faked.json(*ask("f1", "coupon", "ada", "one"))["replayed"] is True
+
+
+def test_an_interrupted_change_tells_its_id(faked: Cli) -> None:
+    class Interrupted(FakeDoor):
+        def client(self, target: str, *, timeout: float, principal: str) -> Client:
+            raise KeyboardInterrupt
+
+    faked.obj = Interrupted()
+    told = faked("prize", "adjust-stock", "f3-coupon", "+5", code=130).err
+    assert "--request-id cli-" in told
+    assert faked("prize", "stock", "f3-coupon", code=130).err == ""
 
 
 def test_an_operators_change_without_an_answer_tells_the_id_that_was_made_up(

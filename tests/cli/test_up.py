@@ -7,6 +7,8 @@ import re
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.cli.conftest import COMMAND, Cli, clean_env, started
@@ -16,8 +18,8 @@ def test_from_nothing_to_the_first_reward_and_back(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     env = {"XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path)}
     here = Cli({**env, "GUERDON_DATA": str(folder), "GUERDON_TARGET": ""})
-    ports = ("--grpc-port", "0", "--metrics-port", "0")
-    with started("up", "--data", folder, *ports, env=env) as (process, ready):
+    with _taken(7450, 7451), started("up", "--data", folder, env=env) as (process, ready):
+        assert not {ready["grpc"], ready["metrics"]} & {"127.0.0.1:7450", "127.0.0.1:7451"}
         assert ready["data"] == str(folder)
         assert (folder / "guerdon.json").stat().st_mode & 0o777 == 0o600
         second = subprocess.run(  # noqa: S603
@@ -51,6 +53,19 @@ def test_from_nothing_to_the_first_reward_and_back(tmp_path: Path) -> None:
     proof = here.json("verify", "--data", folder)  # of a stopped system
     assert proof["ok"] is True
     assert {check["name"]: check["compared"] for check in proof["checks"]}["grants_are_whole"] == 1
+
+
+@contextmanager
+def _taken(*ports: int) -> Iterator[None]:
+    """Ports on which somebody listens: we, or whoever does already."""
+    with ExitStack() as stack:
+        for port in ports:
+            listener = stack.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                listener.bind(("127.0.0.1", port))
+                listener.listen()
+        yield
 
 
 def _is_command(line: str) -> bool:

@@ -13,7 +13,7 @@ from guerdon_server.cli.amounts import format_units
 from guerdon_server.cli.connection import connected
 from guerdon_server.cli.failures import REFUSED
 from guerdon_server.cli.first_steps import examples
-from guerdon_server.cli.instants import format_instant
+from guerdon_server.cli.instants import format_second
 from guerdon_server.cli.options import limit_option, wire
 from guerdon_server.cli.output import draw, emit, emit_fields, emit_list, table
 from guerdon_server.cli.pages import pages
@@ -121,7 +121,7 @@ def entries(kind: AccountKind, limit: int, **parts: str | None) -> None:
     key = _key(kind, parts)
     amount: Callable[[int], str] = lambda units: format_units(units, key.asset)  # noqa: E731
     columns: dict[str, Callable[[Entry], Any]] = {
-        "booked": lambda each: format_instant(each.booked_at),
+        "booked": lambda each: format_second(each.booked_at),
         "what": lambda each: written(each.kind),
         "amount": lambda each: ("+" if each.amount_units > 0 else "") + amount(each.amount_units),
         "balance": lambda each: amount(each.balance_units),

@@ -7,7 +7,7 @@ import click
 from guerdon import KEEP, Entrance, EntrancePrize, EntrancePromotion
 from guerdon_server.cli.connection import connected
 from guerdon_server.cli.first_steps import examples
-from guerdon_server.cli.instants import format_instant
+from guerdon_server.cli.instants import format_instant, format_second
 from guerdon_server.cli.options import etag_option, is_json, limit_option, request_id_option, wire
 from guerdon_server.cli.output import emit_fields, emit_list
 from guerdon_server.cli.pages import pages
@@ -62,7 +62,7 @@ def list_(limit: int) -> None:
             {
                 "entrance": lambda each: each.entrance_id,
                 "name": lambda each: each.display_name,
-                "created": lambda each: format_instant(each.created_at),
+                "created": lambda each: format_second(each.created_at),
             },
             empty="There are no entrances yet. Create one: guerdon entrance create checkout",
         )

@@ -27,6 +27,11 @@ def parse_instant(text: str, *, now: datetime | None = None) -> datetime:
     return instant
 
 
+def format_second(instant: datetime | None) -> str:
+    """The same without fractions, for lists."""
+    return format_instant(instant.replace(microsecond=0) if instant else None)
+
+
 def format_instant(instant: datetime | None) -> str:
     """RFC 3339 in UTC with what precision it has; `-` for none."""
     if instant is None:

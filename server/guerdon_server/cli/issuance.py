@@ -12,7 +12,7 @@ from guerdon_server.cli.amounts import format_units
 from guerdon_server.cli.connection import connected
 from guerdon_server.cli.failures import REFUSED, UNKNOWN
 from guerdon_server.cli.first_steps import examples
-from guerdon_server.cli.instants import format_instant
+from guerdon_server.cli.instants import format_instant, format_second
 from guerdon_server.cli.options import limit_option, wire
 from guerdon_server.cli.output import draw, emit, emit_list, fields_table
 from guerdon_server.cli.pages import pages
@@ -104,14 +104,14 @@ def list_(user_id: str | None, promotion_id: str | None, reference: str | None, 
                 limit=limit,
             ),
             {
-                "issued": lambda each: format_instant(each.issued_at),
+                "issued": lambda each: format_second(each.issued_at),
                 "promotion": lambda each: each.promotion_id,
                 "prize": lambda each: each.prize_id,
                 "user": lambda each: each.user_id,
                 "value": money_text,
                 "request": lambda each: each.request_id,
                 "reference": lambda each: each.reference or "-",
-                "expires": lambda each: format_instant(each.expires_at),
+                "expires": lambda each: format_second(each.expires_at),
                 "issuance": lambda each: each.issuance_id,
             },
             empty="Nothing was given here.",

@@ -98,7 +98,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     rows = [list(row) for row in rows]
     drawn = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[i], int) or _is_amount(row[i]) for row in rows)
+        numeric = bool(rows) and all(row[i] == "" or isinstance(row[i], int) or _is_amount(row[i]) for row in rows)
         drawn.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(_cell(value) for value in row))

@@ -10,7 +10,7 @@ from guerdon import KEEP, Budget, Capacity, Promotion, PromotionState, Unlimited
 from guerdon_server.cli.amounts import format_units
 from guerdon_server.cli.connection import connected
 from guerdon_server.cli.first_steps import examples
-from guerdon_server.cli.instants import format_instant
+from guerdon_server.cli.instants import format_instant, format_second
 from guerdon_server.cli.options import etag_option, limit_option, request_id_option, wire
 from guerdon_server.cli.output import emit_fields, emit_list, say
 from guerdon_server.cli.pages import pages
@@ -115,8 +115,8 @@ def list_(states: tuple[PromotionState, ...], limit: int) -> None:
                 "promotion": lambda each: each.promotion_id,
                 "state": state_of,
                 "name": lambda each: each.display_name,
-                "starts": lambda each: format_instant(each.starts_at),
-                "ends": lambda each: format_instant(each.ends_at),
+                "starts": lambda each: format_second(each.starts_at),
+                "ends": lambda each: format_second(each.ends_at),
                 "entrances": lambda each: ", ".join(each.entrance_ids),
                 "budgets left": lambda each: [_left_text(budget) for budget in each.budgets],
             },

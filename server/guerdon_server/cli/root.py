@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import click
 
 from guerdon_server.cli.first_steps import FIRST_STEPS, example
-from guerdon_server.cli.options import json_option, target_option
+from guerdon_server.cli.options import json_option, target_option, used_request_id
 
 
 class _Lazy(NamedTuple):
@@ -72,6 +72,11 @@ class Root(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except KeyboardInterrupt:
+            request_id = used_request_id(ctx)
+            if request_id:  # it may be one that we made up, and nobody else knows it
+                click.echo(f"Interrupted. Repeat it with --request-id {request_id}: it is done once.", err=True)
+            ctx.exit(130)
         except Exception as error:
             from guerdon_server.cli.failures import failure_of, report  # noqa: PLC0415  only where something failed
 
