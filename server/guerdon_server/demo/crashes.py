@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -89,12 +90,11 @@ class Watch:
 
     async def run(self) -> None:
         while True:
-            try:
+            if self._killed.is_set():
+                await self._bring_back()
+            self._server.check_alive()
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._killed.wait(), _WATCH_SECONDS)
-            except TimeoutError:
-                self._server.check_alive()
-                continue
-            await self._bring_back()
 
     async def _bring_back(self) -> None:
         self._killed.clear()

@@ -68,7 +68,7 @@ class Screen:
 
     @asynccontextmanager
     async def delivering(self, name: str, delivery: Delivery, total: int) -> AsyncIterator[None]:
-        """A step with a bar, which follows the delivery."""
+        """A step with a bar, which follows the delivery; a line each quarter where there is no terminal."""
         started = perf_counter()
         columns = (
             TextColumn("  {task.description}"),
@@ -82,8 +82,12 @@ class Screen:
         with Progress(*columns, console=self.console, transient=True, auto_refresh=False, disable=quiet) as progress:
             task = progress.add_task(name, total=total, counts="")
 
+            quarters = [3, 2, 1]
+
             def show() -> None:
                 progress.update(task, completed=delivery.settled_count, counts=_counts(delivery), refresh=True)
+                if quiet and quarters and 4 * delivery.settled_count >= quarters[-1] * total:
+                    self._print(f"  {25 * quarters.pop()} %: {_counts(delivery)}", style="dim")
 
             follower = asyncio.create_task(_repeat(show))
             try:
