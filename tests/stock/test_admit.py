@@ -290,10 +290,14 @@ async def test_whoever_is_cancelled_between_the_answer_and_waking_up_takes_nothi
 ) -> None:
     """The answer has been handed out, so nobody but the cancelled caller can know that it must be given back."""
     calls: list[asyncio.Task[Admitted]] = []
-    gate = Gate(store, ledger, settings=SETTINGS, on_batch=lambda _items, _seconds: [call.cancel() for call in calls])
+
+    def cancel(_items: int, _seconds: float) -> None:
+        calls[0].cancel()
+
+    gate = Gate(store, ledger, settings=SETTINGS, on_batch=cancel)
     calls.append(asyncio.create_task(gate.admit(GROUP, [item("a", (STOCK, 4))])))
     with pytest.raises(asyncio.CancelledError):
-        await calls.pop()
+        await calls[0]
     await eventually(lambda: gate.counts.settled == 1)
     assert await used(gate, STOCK) == 0
     await gate.aclose()
