@@ -1,0 +1,151 @@
+"""Load generators: the cheap one in C, where it can be had, and one in Python that understands the same flags.
+
+Both send serialized messages in which every run of 6 or more '@' becomes an id that no other request has, and every
+run of 4 or more '#' random digits, keep a number of calls in flight, and print one JSON object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import guerdon_server
+from guerdon_server.bench.errors import BenchError
+
+SOURCE: Final = Path(guerdon_server.__file__).parents[2] / "loadtest" / "grpcblast.c"
+"""Of a checkout; an installed package has none."""
+_BUILD_SECONDS_MAX: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """What a generator saw: answered calls, the seconds that took, latencies in ms, its own CPU per call in µs.
+
+    `fields`: OK answers by the number of their first field.
+    """
+
+    calls: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us_per_call: float
+    fields: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """`name` is `grpcblast` or `python`; `why` says why it is not the cheap one."""
+
+    name: str
+    command: Sequence[str]
+    why: str = ""
+
+    async def shoot(
+        self,
+        target: str,
+        method: str,
+        messages: Sequence[Path],
+        *,
+        connections: int,
+        streams: int,
+        seconds: float | None = None,
+        calls: int | None = None,
+        identity: str | None = None,
+        repeats: int = 0,
+    ) -> Shot:
+        """Send for so many seconds, or so many calls. Raises BenchError unless every call was answered with OK.
+
+        `identity`: two shots of the same name make the same ids; `repeats`: after so many calls they come again.
+        """
+        flags = ["-t", target, "-p", method, "-c", str(connections), "-s", str(streams)]
+        for message in messages:
+            flags += ["-f", str(message)]
+        flags += ["-n", str(calls)] if calls is not None else ["-d", str(seconds)]
+        if identity is not None:
+            flags += ["-i", identity]
+        if repeats:
+            flags += ["-w", str(repeats)]
+        return _shot(await _output([*self.command, *flags]), method)
+
+
+def choose(wanted: str, folder: Path) -> Generator:
+    """`auto`, `grpcblast`, `python`, or the path of a built grpcblast. Raises BenchError if it can't be had."""
+    python = Generator("python", (sys.executable, "-P", "-m", "guerdon_server.bench.blast"))
+    if wanted == "python":
+        return python
+    if wanted not in ("auto", "grpcblast"):
+        return Generator("grpcblast", (str(_program(Path(wanted))),))
+    built, why = _build(folder)
+    if built is not None:
+        return Generator("grpcblast", (str(built),))
+    if wanted == "grpcblast":
+        raise BenchError(f"grpcblast can't be built: {why}")
+    return Generator(python.name, python.command, why)
+
+
+def _program(path: Path) -> Path:
+    if not os.access(path, os.X_OK) or path.is_dir():
+        raise BenchError(f"{path} is no program; build loadtest/grpcblast.c (its first lines say how)")
+    return path.absolute()
+
+
+def _build(folder: Path) -> tuple[Path | None, str]:
+    """The program, or why there is none."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not SOURCE.exists():
+        return None, "its source is not part of an installed package; run it from a checkout"
+    if compiler is None:
+        return None, "there is no C compiler"
+    program = folder / "grpcblast"
+    done = subprocess.run(  # noqa: S603  our own source
+        [compiler, "-O2", "-o", program, SOURCE, "-lnghttp2"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=_BUILD_SECONDS_MAX,
+    )
+    if done.returncode == 0:
+        return program, ""
+    first = next((line for line in done.stderr.splitlines() if "error" in line), "the compiler failed")
+    return None, f"{first.strip()} (libnghttp2-dev has what it needs)"
+
+
+async def _output(command: Sequence[str]) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        output, complaint = await process.communicate()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    if process.returncode != 0:
+        said = (complaint or output).decode(errors="replace").strip()
+        raise BenchError(f"the generator ended with status {process.returncode}: {said[-1000:]}")
+    return output.decode()
+
+
+def _shot(output: str, method: str) -> Shot:
+    result: dict[str, Any] = json.loads(output)
+    failed = {status: count for status, count in result["grpc_status"].items() if status != "0"}
+    if failed:
+        raise BenchError(f"{method}: calls ended with gRPC status {failed}, of {result['requests']} in all")
+    return Shot(
+        calls=result["requests"],
+        seconds=result["seconds"],
+        p50_ms=result["latency_ms"]["p50"],
+        p99_ms=result["latency_ms"]["p99"],
+        cpu_us_per_call=result["generator_cpu_us_per_request"],
+        fields={int(field): count for field, count in result["ok_by_first_field"].items()},
+    )

@@ -1,0 +1,133 @@
+"""What a person sees of a bench."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from guerdon_server.bench.result import GENERATOR, POSTGRES, SERVER, VALKEY, Figure, Result, Verdict, Window
+
+
+class Screen:
+    """Writes to one console: a line that changes while it runs, a table at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._status: Status | None = None
+
+    def step(self, text: str) -> None:
+        self._tell(f"{text} …")
+
+    def window(self, title: str, number: int, window: Window) -> None:
+        which = f"round {number}" if number else "warm-up"
+        self._tell(
+            f"{which}: {title} {window.calls_per_second:,.0f} calls/s,"
+            f" server {window.cpu_us_per_call[SERVER]:,.0f} µs a call …"
+        )
+
+    def end(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def summary(self, result: Result) -> None:
+        """Everything, or why there is nothing."""
+        self.end()
+        if result.error:
+            self.console.print(f"The bench stopped: {result.error}", style="bold red", markup=False)
+        if result.rows:
+            self._surroundings(result)
+            self.console.print(_throughput(result))
+            self.console.print(_costs(result))
+        for title, verdict in result.verdicts:
+            self._verdict(title, verdict)
+        if result.invariants:
+            wrong = [check for check in result.invariants if not check.ok]
+            compared = sum(check.compared for check in result.invariants)
+            text = f"books: {len(result.invariants)} invariants, {compared:,} comparisons, {len(wrong)} violated"
+            self.console.print(("✗ " if wrong else "✓ ") + text, style="red" if wrong else "green")
+            for check in wrong:
+                self.console.print(f"    {check.promise} {'; '.join(check.violations)}", style="red", markup=False)
+
+    def _tell(self, text: str) -> None:
+        if self._status is None:
+            self._status = self.console.status(text)
+            self._status.start()
+        self._status.update(text)
+
+    def _surroundings(self, result: Result) -> None:
+        machine, versions, options = (result.about[name] for name in ("machine", "versions", "options"))
+        self.console.print(
+            f"{machine['cpu']}, {machine['cores_used']} of {machine['cores_there']} cores for generator, server,"
+            f" PostgreSQL {versions['postgres']} (fsync {options['postgresql_fsync']}) and Valkey"
+            f" {versions['valkey']}; Python {versions['python']}, grpcio {versions['grpcio']};"
+            f" {options['rounds']} rounds of {options['seconds']:g} s, interleaved; medians (least-most)",
+            markup=False,
+        )
+        if options["generator"] == "python":
+            self.console.print(
+                f"The generator is the Python one ({options['generator_note'] or 'as asked'}), which takes the server's"
+                " cores. Read the CPU per call, not the throughput.",
+                style="yellow",
+                markup=False,
+            )
+        elsewhere = max(window.elsewhere_cores for row in result.rows for window in row.windows)
+        if elsewhere > 0.1:
+            self.console.print(
+                f"Others kept up to {elsewhere:.1f} cores busy meanwhile: throughput is less than it could be.",
+                style="yellow",
+            )
+
+    def _verdict(self, title: str, verdict: Verdict) -> None:
+        mark, style = ("✓", "green") if verdict.ok else ("✗", "red")
+        self.console.print(
+            f"{mark} {title}: {verdict.what} {_number(verdict.target)}: {_number(verdict.measured)}",
+            style=style,
+            markup=False,
+        )
+
+
+def _throughput(result: Result) -> Table:
+    table = _table("throughput", "calls/s", "durable grants/s", "least-most", "p50 ms", "p99 ms")
+    table.add_row("bare echo", _number(Figure.of(w.calls_per_second for w in result.echo_windows).median))
+    for row in result.rows:
+        granted = row.granted_per_second
+        table.add_row(
+            row.title,
+            _number(row.calls_per_second.median),
+            _number(granted.median) if granted.most else "-",
+            f"{granted.least:,.0f}-{granted.most:,.0f}" if granted.most else "-",
+            f"{row.p_ms('p50_ms'):.1f}",
+            f"{row.p_ms('p99_ms'):.1f}",
+        )
+    return table
+
+
+def _costs(result: Result) -> Table:
+    table = _table("µs of CPU per item", "server", "× echo", "least-most", "PostgreSQL", "Valkey", "generator")
+    echo, generator = (
+        Figure.of(window.cpu_us_per_call[process] for window in result.echo_windows) for process in (SERVER, GENERATOR)
+    )
+    table.add_row("bare echo", f"{echo.median:.1f}", "1", "", "", "", f"{generator.median:.1f}")
+    for row in result.rows:
+        ratio = row.echo_ratio
+        table.add_row(
+            row.title,
+            f"{row.cpu_us_per_item(SERVER).median:.1f}",
+            f"{ratio.median / row.items_per_call:.2f}",
+            f"{ratio.least / row.items_per_call:.2f}-{ratio.most / row.items_per_call:.2f}",
+            *(f"{row.cpu_us_per_item(process).median:.1f}" for process in (POSTGRES, VALKEY, GENERATOR)),
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

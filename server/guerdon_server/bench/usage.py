@@ -1,0 +1,40 @@
+"""CPU and memory of processes, as the kernel counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import psutil
+
+
+def cpu_seconds(pid: int) -> float:
+    """User + system CPU of the process and of all its descendants, also of those that it has seen end.
+
+    What a child has used moves to its parent's account when it is reaped, so that the sum never falls.
+    """
+    process = psutil.Process(pid)
+    return sum(map(_own_seconds, [process, *process.children(recursive=True)]))
+
+
+def _own_seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:  # it ended between listing and looking; its parent has the account now
+        return 0.0
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def cpu_seconds_of(pids: Mapping[str, int]) -> dict[str, float]:
+    """`cpu_seconds` by name."""
+    return {name: cpu_seconds(pid) for name, pid in pids.items()}
+
+
+def machine_cpu_seconds() -> float:
+    """What all processes of the machine have used."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of one process, without its children."""
+    return int(psutil.Process(pid).memory_info().rss)
