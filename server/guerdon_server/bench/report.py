@@ -89,7 +89,7 @@ class Screen:
 
 
 def _throughput(result: Result) -> Table:
-    table = _table("throughput", "calls/s", "durable grants/s", "least-most", "p50 ms", "p99 ms")
+    table = _table("throughput", "calls/s", "grants/s", "least-most", "p50 ms", "p99 ms")
     table.add_row("bare echo", _number(Figure.of(w.calls_per_second for w in result.echo_windows).median))
     for row in result.rows:
         granted = row.granted_per_second
@@ -105,7 +105,7 @@ def _throughput(result: Result) -> Table:
 
 
 def _costs(result: Result) -> Table:
-    table = _table("µs of CPU per item", "server", "× echo", "least-most", "PostgreSQL", "Valkey", "generator")
+    table = _table("µs of CPU per item", "server", "× echo", "least-most", "postgres", "valkey", "client")
     echo, generator = (
         Figure.of(window.cpu_us_per_call[process] for window in result.echo_windows) for process in (SERVER, GENERATOR)
     )
