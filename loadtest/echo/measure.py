@@ -5,7 +5,7 @@
 Every environment needs grpcio and uvloop. All servers stay up and are loaded one after another, round by round
 (A B C, A B C, ...), so that what else the machine does falls on all of them alike. The figure is the CPU time of the
 server process (user + system, all threads) per answered RPC, which other processes disturb far less than throughput.
-The generator is the closed-loop C client `loadtest/grpcblast.c`, which prints one JSON object. Linux only (reads /proc).
+The generator is the closed-loop C client `loadtest/grpcblast.c`. Linux only (reads /proc).
 """
 
 from __future__ import annotations
