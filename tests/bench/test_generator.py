@@ -1,0 +1,74 @@
+"""The Python generator against the bare echo: what it sends, and what it counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from guerdon_server.bench import echo, generator
+from guerdon_server.bench.blast import Ids, Template
+from guerdon_server.bench.child import Child
+from guerdon_server.bench.errors import BenchError
+
+MESSAGE = b"\x0a\x1auser-@@@@@@@@@@@@-##### @@@@@@@@@@@@@@@@ @@@ ###"
+
+
+@pytest_asyncio.fixture
+async def echo_server(tmp_path: Path) -> AsyncIterator[Child]:
+    """An echo with answers of 20 bytes."""
+    arguments = ["-m", echo.__name__, "--response-bytes", "20"]
+    async with Child("echo", arguments, folder=tmp_path, settings={}) as child:
+        yield child
+
+
+async def test_every_call_is_answered_and_counted(echo_server: Child, tmp_path: Path) -> None:
+    message = tmp_path / "message"
+    message.write_bytes(MESSAGE)
+    shot = await generator.choose("python", tmp_path).shoot(
+        echo_server.target, echo.METHOD, [message, message], connections=2, streams=3, calls=50
+    )
+    assert shot.calls == 50
+    assert shot.fields == {1: 50}
+    assert shot.seconds > 0
+    assert shot.cpu_us_per_call > 0
+    assert 0 < shot.p50_ms <= shot.p99_ms
+
+
+async def test_calls_that_fail_are_told(echo_server: Child, tmp_path: Path) -> None:
+    message = tmp_path / "message"
+    message.write_bytes(MESSAGE)
+    with pytest.raises(BenchError, match=r"gRPC status \{'12': 5\}"):
+        await generator.choose("python", tmp_path).shoot(
+            echo_server.target, "/guerdon.bench.Echo/Nothing", [message], connections=1, streams=1, calls=5
+        )
+
+
+async def test_a_program_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="is no program"):
+        generator.choose(str(tmp_path / "nothing"), tmp_path)
+
+
+async def test_a_child_that_ends_at_once_is_told_with_its_log(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"wrong ended before it served; its log ends with:\n(.|\n)*No module named"):
+        async with Child("wrong", ["-m", "guerdon_server.nothing"], folder=tmp_path, settings={}):
+            pass
+
+
+def test_marked_runs_become_ids_and_digits() -> None:
+    filled = Template(MESSAGE).fill(Ids(None))
+    assert re.fullmatch(rb"\x0a\x1auser-[0-9a-v]{12}-[0-9]{5} [0-9a-v]{16} @@@ ###", filled)
+
+
+def test_ids_are_unique_and_the_same_under_the_same_name() -> None:
+    template = Template(b"@@@@@@@@@@@@")
+    one, same, other = Ids("one"), Ids("one"), Ids("other")
+    first = [template.fill(one) for _ in range(100)]
+    assert len(set(first)) == 100
+    assert [template.fill(same) for _ in range(100)] == first
+    assert not set(first) & {template.fill(other) for _ in range(100)}
+    one.counter = 0
+    assert [template.fill(one) for _ in range(100)] == first
