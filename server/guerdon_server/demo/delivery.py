@@ -12,7 +12,7 @@ from guerdon_server.demo.answers import Answers
 from guerdon_server.demo.errors import DemoError
 from guerdon_server.demo.scenario import ENTRANCE, Ask, Scenario, Visit
 
-VISITS_AT_ONCE_MAX = 32
+VISITS_AT_ONCE_MAX = 16
 """Each has three requests in flight, or six. More would only wait longer: this many keep two cores busy."""
 
 _PAUSE_SECONDS_MIN = 0.02

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -38,21 +38,20 @@ class Screen:
         """Say what will happen and where the data lies."""
         asks = 3 * result.purchases
         self._print(
-            f"Guerdon demo: {result.purchases:,} real purchases of {result.customers:,} customers (CDNOW, 1997-98),"
-            f" {asks:,} reward requests.",
+            f"Guerdon demo: {result.purchases:,} real purchases (CDNOW, 1997-98), {asks:,} reward requests",
             style="bold",
         )
         self._print(
-            f"Each purchase asks for 5 % cashback (at most {dollars(CASHBACK_CAP_CENTS)}, budget"
-            f" {dollars(scenario.cashback_budget_cents)}), a welcome coupon (one per customer,"
-            f" {scenario.coupon_stock:,} there are) and a coin per CD, day by day in date order; {twins:,} purchases"
-            " are delivered twice at the same moment. Then every total of the ledger is compared with the file, and"
-            " everything is delivered once more."
+            f"Each purchase asks for 5 % cashback (at most {dollars(CASHBACK_CAP_CENTS)}; budget"
+            f" {dollars(scenario.cashback_budget_cents)}), a welcome coupon (one each; {scenario.coupon_stock:,} for"
+            f" {result.customers:,} customers) and a coin per CD, in date order; {twins:,} purchases are delivered"
+            " twice at the same moment. Then every total of the ledger is compared with the file, and everything is delivered"
+            " once more."
         )
         if crash:
-            self._print("The server is killed (SIGKILL) three times on the way and started again.")
+            self._print("On the way the server is killed (SIGKILL) three times and started again.")
         self._print(
-            "PostgreSQL (fsync on), Valkey and the server run as children of this process on 127.0.0.1. Data:"
+            "PostgreSQL (fsync on), Valkey and the server run as our children on 127.0.0.1. Data:"
             f" {result.data} ({'kept' if kept else 'removed at the end'})"
         )
         self._print()
@@ -70,14 +69,7 @@ class Screen:
     async def delivering(self, name: str, delivery: Delivery, total: int) -> AsyncIterator[None]:
         """A step with a bar, which follows the delivery; a line each quarter where there is no terminal."""
         started = perf_counter()
-        columns = (
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[counts]}"),
-            TimeElapsedColumn(),
-        )
+        columns = (BarColumn(bar_width=14), MofNCompleteColumn(), TextColumn("{task.fields[counts]}"))
         quiet = not self.console.is_terminal  # a bar in a file is a page of rubbish
         with Progress(*columns, console=self.console, transient=True, auto_refresh=False, disable=quiet) as progress:
             task = progress.add_task(name, total=total, counts="")
@@ -168,7 +160,7 @@ def _counts(delivery: Delivery) -> str:
     answers = delivery.answers
     rejected = len(answers.by_request) - answers.granted.total()
     lost = f", {answers.lost_count:,} lost" if answers.lost_count else ""
-    return f"{answers.granted.total():,} granted, {rejected:,} rejected, {answers.replay_count:,} replays{lost}"
+    return f"{answers.granted.total():,} granted, {rejected:,} rejected{lost}"
 
 
 def _prizes(outcome: DeliveryOutcome) -> Table:
