@@ -45,8 +45,8 @@ class Screen:
             f"Each purchase asks for 5 % cashback (at most {dollars(CASHBACK_CAP_CENTS)}; budget"
             f" {dollars(scenario.cashback_budget_cents)}), a welcome coupon (one each; {scenario.coupon_stock:,} for"
             f" {result.customers:,} customers) and a coin per CD, in date order; {twins:,} purchases are delivered"
-            " twice at the same moment. Then every total of the ledger is compared with the file, and everything is delivered"
-            " once more."
+            " twice at the same moment. Then every total of the ledger is compared with the file, and everything is"
+            " delivered once more."
         )
         if crash:
             self._print("On the way the server is killed (SIGKILL) three times and started again.")
