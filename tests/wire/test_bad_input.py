@@ -265,7 +265,7 @@ def _attributes() -> Iterator[Case]:
     for name in ("", "a b", "x" * 65, "a\x00"):
         shown = ascii(name[:64])[1:-1]
         yield "prizes.IssuePrize", changed(ISSUE, attributes={name: one}), "INVALID_ARGUMENT", "INVALID_FIELD", {
-            f"attributes[{shown}] (its name)"
+            f"attributes[{shown}]"
         }
     long = types.AttributeValue(text="x" * 1025)
     yield "prizes.IssuePrize", changed(ISSUE, attributes={"a": long}), "INVALID_ARGUMENT", "INVALID_FIELD", {

@@ -222,7 +222,9 @@ def check_attributes(
     for name, value in attributes.items():
         where = f"{field}[{_quoted(name)}]"
         if len(name) > ATTRIBUTE_NAME_CHARACTERS_MAX or not is_id(name):
-            check_id(violations, f"{where} (its name)", name, characters_max=ATTRIBUTE_NAME_CHARACTERS_MAX)
+            wrong: list[Violation] = []
+            check_id(wrong, where, name, characters_max=ATTRIBUTE_NAME_CHARACTERS_MAX)
+            violations.extend(Violation(where, f"its name {violation.description}") for violation in wrong)
         values[name] = _attribute(violations, where, value)
     return values
 
