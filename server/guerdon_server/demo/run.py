@@ -57,8 +57,11 @@ async def run(options: Options, screen: Screen) -> Result:
         twins = sum(visit.twin for visit in visits)
         screen.opening(result, plan, twins=twins, kept=options.data is not None, crash=options.crash)
         await _Demo(plan, visits, expectation, screen, result).run(folder, crash=options.crash)
-    except (DemoError, EngineError, GuerdonError, postgres.MigrationError) as error:
+    except (DemoError, EngineError, GuerdonError, postgres.MigrationError, OSError) as error:
         result.error = str(error)
+    except Exception as error:
+        result.error = f"{type(error).__name__}: {error}"
+        raise
     finally:
         result.seconds = screen.seconds
         # Who has to find out why a check failed needs the data and the logs.
