@@ -32,7 +32,7 @@ _INTERRUPTED = 130
 @click.option(
     "--purchases",
     metavar="N",
-    type=click.IntRange(50, 6919),
+    type=click.IntRange(300, 6919),
     help="Only the first N by date; stock and budget shrink in proportion.",
 )
 @click.option(
