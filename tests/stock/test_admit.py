@@ -183,9 +183,11 @@ async def test_the_script_refuses_it_too(store: RedisGate, ledger: MemoryLedger,
         {"claims": ((1, 1), (2, 1), (3, 1), (4, 1))},
     ],
 )
-def test_a_malformed_item_is_our_defect_and_never_reaches_a_batch(bad: dict[str, Any]) -> None:
+async def test_a_malformed_item_is_our_defect_and_never_reaches_a_batch(gate: Gate, bad: dict[str, Any]) -> None:
+    good = AdmitItem(1, "a", claims=((STOCK, 1),))
     with pytest.raises(AssertionError):
-        AdmitItem(**{"admission": 1, "request_id": "a", **bad})
+        await gate.admit(GROUP, [good, AdmitItem(**{"admission": 1, "request_id": "a", **bad})])
+    assert codes(await admit(gate, good)) == [AdmitCode.ADMITTED]
 
 
 async def test_a_new_prize_appears_while_running(gate: Gate, ledger: MemoryLedger) -> None:

@@ -1,7 +1,9 @@
 """Group commit without a timer: while a batch is in flight, the next one forms.
 
-Idle traffic pays no delay (the first submit of a loop tick starts a batch at the end of that tick), busy traffic
-batches by itself, and every queue has a named maximum.
+A batch starts when the event loop has been quiet for a few ticks, which take microseconds where there is nothing to do:
+idle traffic pays no delay. A busy loop is never quiet, and gathers for up to `ticks_max` ticks: a call to Redis or
+PostgreSQL costs as much CPU as several requests, so a server at its limit must not make one for each. Every queue has
+a named maximum.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from guerdon_server.platform.errors import Code, ServiceError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 RETRY_AFTER_MS = 200
+QUIET_TICKS = 3
+TICKS_MAX = 32
 
 
 RETRY_AFTER_MS = 100
@@ -71,6 +75,8 @@ class Coalescer(Generic[Item, Result]):
         in_flight_max: int,
         queue_items_max: int,
         name: str,
+        quiet_ticks: int = QUIET_TICKS,
+        ticks_max: int = TICKS_MAX,
         on_batch: Callable[[int, float], None] | None = None,
         on_dropped: Callable[[Sequence[Item], Sequence[Result]], None] | None = None,
         on_unrun: Callable[[Sequence[Item]], None] | None = None,
@@ -84,6 +90,8 @@ class Coalescer(Generic[Item, Result]):
         self.batches_total = 0
         self.items_total = 0
         self._run = run
+        self._quiet_ticks_needed = quiet_ticks
+        self._ticks_max = ticks_max
         self._items_max = items_max
         self._in_flight_max = in_flight_max
         self._queue_items_max = queue_items_max
@@ -93,7 +101,10 @@ class Coalescer(Generic[Item, Result]):
         self._queue: deque[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._start_scheduled = False
+        self._gathering = False
+        self._gathered_items = 0
+        self._quiet_ticks = 0
+        self._ticks = 0
         self._closed = False
         self._drained: asyncio.Future[None] | None = None
 
@@ -115,9 +126,8 @@ class Coalescer(Generic[Item, Result]):
         future: asyncio.Future[Sequence[Result]] = loop.create_future()
         self._queue.append((items, future))
         self.queued_items += count
-        if not self._start_scheduled and self.in_flight < self._in_flight_max:
-            self._start_scheduled = True
-            loop.call_soon(self._start)
+        if not self._gathering and self.in_flight < self._in_flight_max:
+            self._gather_from_now()
         return future
 
     async def aclose(self) -> None:
@@ -128,9 +138,33 @@ class Coalescer(Generic[Item, Result]):
                 self._drained = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._drained)
 
+    def _gather_from_now(self) -> None:
+        assert self._loop is not None
+        self._gathering = True
+        self._gathered_items = self._quiet_ticks = self._ticks = 0
+        self._loop.call_soon(self._gather)
+
+    def _gather(self) -> None:
+        """Once a loop tick: go on while items keep coming, so that a busy loop fills its batches by itself."""
+        self._ticks += 1
+        if self.queued_items == self._gathered_items:
+            self._quiet_ticks += 1
+        else:
+            self._quiet_ticks = 0
+            self._gathered_items = self.queued_items
+        if (
+            self._quiet_ticks < self._quiet_ticks_needed
+            and self._ticks < self._ticks_max
+            and self.queued_items < self._items_max
+        ):
+            assert self._loop is not None
+            self._loop.call_soon(self._gather)
+            return
+        self._gathering = False
+        self._start()
+
     def _start(self) -> None:
         """Start as many batches as may be in flight."""
-        self._start_scheduled = False
         assert self._loop is not None
         while self._queue and self.in_flight < self._in_flight_max:
             items, waiters = self._take()
@@ -180,7 +214,11 @@ class Coalescer(Generic[Item, Result]):
             self.items_total += count
             if self._on_batch is not None:
                 self._on_batch(count, time.perf_counter() - started)
-            self._start()
+            if self._queue and not self._closed:
+                if not self._gathering:
+                    self._gather_from_now()
+            else:
+                self._start()
 
     def _hand_out(
         self, results: Sequence[Result], waiters: list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]]

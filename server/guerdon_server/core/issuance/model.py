@@ -1,12 +1,15 @@
-"""What is asked for, on which terms it is decided, and what comes of it. Pure."""
+"""What is asked for, on which terms it is decided, and what comes of it. Pure.
+
+What is made for every request is a named tuple: a frozen dataclass takes four times as long to make.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 from guerdon_server.core.ledger.model import Issuance
 from guerdon_server.core.prize.model import PrizeKind, ValueRule
@@ -33,8 +36,7 @@ class Reason(enum.IntEnum):
     ACCOUNT_LIMIT = 12
 
 
-@dataclass(frozen=True, slots=True)
-class IssueItem:
+class IssueItem(NamedTuple):
     """One reward that is asked for; validated ids."""
 
     prize_id: str
@@ -44,8 +46,7 @@ class IssueItem:
     attributes: Mapping[str, Attribute]
 
 
-@dataclass(frozen=True, slots=True)
-class IssueCall:
+class IssueCall(NamedTuple):
     """One call: 1 to 1,000 items of one promotion at one entrance, with distinct request ids."""
 
     promotion_id: str
@@ -85,8 +86,7 @@ class PromotionTerms:
     prizes: Mapping[str, PrizeTerms]
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What to ask the gate and the ledger for: value in units of the prize's asset, from `basis` where it is a rate."""
 
     terms: PromotionTerms
@@ -97,8 +97,7 @@ class Decision:
     claims: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(NamedTuple):
     """The truth of its moment: the rule that said no, what it saw and what it asks for."""
 
     reason: Reason
@@ -108,19 +107,17 @@ class Rejection:
     threshold: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(NamedTuple):
     """Durable. `replayed`: it had been granted before this call."""
 
     issuance: Issuance
     replayed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(NamedTuple):
     """An earlier attempt is still in flight."""
 
-    retry_after_ms: int = field(default=50)
+    retry_after_ms: int = 50
 
 
 Outcome: TypeAlias = Granted | Rejection | Pending | ServiceError

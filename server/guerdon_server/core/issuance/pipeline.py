@@ -157,9 +157,10 @@ class Issuer:
         while todo:
             terms = await self._decide(call, todo, anew=attempts > 0)
             passed, refused = _split(todo, call)
-            admitted, waiting = await self._admit(terms, passed, refused, call.all_or_nothing)
-            stale = await self._commit(call, principal, admitted)
-            await self._replay(call, terms, refused)
+            admitted, waiting = await self._admit(terms, passed, refused, call) if passed else ([], [])
+            stale = await self._commit(call, principal, admitted) if admitted else []
+            if refused:
+                await self._replay(call, terms, refused)
             if stale:
                 attempts += 1
                 if attempts >= self._settings.attempts_max:
@@ -231,11 +232,9 @@ class Issuer:
     # --- admit ----------------------------------------------------------------------------------------------------
 
     async def _admit(
-        self, terms: PromotionTerms, slots: list[_Slot], refused: list[_Slot], all_or_nothing: bool
+        self, terms: PromotionTerms, slots: list[_Slot], refused: list[_Slot], call: IssueCall
     ) -> tuple[list[_Slot], list[_Slot]]:
         """Ask the gate: who may go on to the commit, and who waits for a twin in flight; adds to `refused`."""
-        if not slots:
-            return [], []
         for slot in slots:
             slot.admission = self._ids.next()
         try:
@@ -243,6 +242,7 @@ class Issuer:
         except ServiceError as error:
             _settle_for(slots, error)
             return [], []
+        all_or_nothing = call.all_or_nothing
         admitted: list[_Slot] = []
         waiting: list[_Slot] = []
         failed = False
@@ -278,8 +278,6 @@ class Issuer:
 
     async def _commit(self, call: IssueCall, principal: int, slots: list[_Slot]) -> list[_Slot]:
         """Commit the admitted ones, set their outcomes, and return those that must be decided anew."""
-        if not slots:
-            return []
         group = next(self._groups) if call.all_or_nothing else 0
         try:
             results = await self._committer.submit([_commit_item(slot, principal, group) for slot in slots])

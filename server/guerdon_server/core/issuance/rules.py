@@ -57,7 +57,7 @@ def decide(
     value = basis = None
     if prize.rule is not None:
         priced = _price(prize, item)
-        if not isinstance(priced, tuple):
+        if isinstance(priced, Rejection | ServiceError):
             return priced
         value, basis = priced
     return Decision(terms, prize, entrance, value, basis, _claims(prize, value))

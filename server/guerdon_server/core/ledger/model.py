@@ -79,8 +79,7 @@ class CommitResult(NamedTuple):
     issued_at: dt.datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Issuance:
+class Issuance(NamedTuple):
     """One granted reward, as callers know it. `kind` is the PrizeKind; `value` is in units of `asset`."""
 
     issuance_id: int

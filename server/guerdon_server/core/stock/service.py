@@ -53,6 +53,7 @@ class GateSettings:
     adopt_poll_seconds: float = 0.02
     settle_items_max: int = ITEMS_MAX
     settle_queue_items_max: int = 100_000
+    settle_gather_seconds: float = 0.003
     settle_pause_seconds_min: float = 0.05
     settle_pause_seconds_max: float = 2.0
     close_seconds_max: float = 5.0
@@ -115,6 +116,7 @@ class Gate:
             self._send_settlements,
             batch_items_max=settings.settle_items_max,
             queue_items_max=settings.settle_queue_items_max,
+            gather_seconds=settings.settle_gather_seconds,
             pause_seconds_min=settings.settle_pause_seconds_min,
             pause_seconds_max=settings.settle_pause_seconds_max,
         )
@@ -135,6 +137,8 @@ class Gate:
         Raises GateUnavailable (nothing that was taken stays taken: it is given back, since it was never sent to the
         commit) and QueueFull. A caller that is cancelled while it waits owns nothing either.
         """
+        for item in items:  # here: a malformed item must not fail the others of its batch
+            assert item.is_sound(), item
         known = self._groups.get(group) or self._know(group)
         future = known.coalescer.submit(items)
         try:

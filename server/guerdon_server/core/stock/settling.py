@@ -29,6 +29,7 @@ class SettleQueue:
         *,
         batch_items_max: int,
         queue_items_max: int,
+        gather_seconds: float,
         pause_seconds_min: float,
         pause_seconds_max: float,
     ) -> None:
@@ -37,6 +38,7 @@ class SettleQueue:
         self._send = send
         self._batch_items_max = batch_items_max
         self._queue_items_max = queue_items_max
+        self._gather_seconds = gather_seconds
         self._pause_seconds_min = pause_seconds_min
         self._pause_seconds_max = pause_seconds_max
         self._queue: deque[tuple[int, Settlement]] = deque()
@@ -70,6 +72,9 @@ class SettleQueue:
         pause_seconds = self._pause_seconds_min
         try:
             while self._queue:
+                if len(self._queue) < self._batch_items_max and not self._closed:
+                    # Nobody waits for this, and a call costs as much as many settlements.
+                    await asyncio.sleep(self._gather_seconds)
                 batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_items_max))]
                 unsent = await self._send_batch(batch)
                 if not unsent:

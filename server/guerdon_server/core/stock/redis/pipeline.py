@@ -38,6 +38,8 @@ class ScriptPipeline:
             in_flight_max=_IN_FLIGHT_MAX,
             queue_items_max=_QUEUED_MAX,
             name="gate scripts",
+            quiet_ticks=1,  # the callers have gathered
+            ticks_max=1,
         )
 
     async def __call__(self, script: Script, keys: Sequence[str], arguments: Sequence[Value]) -> Any:
