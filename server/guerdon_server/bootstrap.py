@@ -12,6 +12,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
+from urllib.parse import urlsplit
 
 from guerdon_server.core.entrance.service import EntranceService
 from guerdon_server.core.issuance.catalogue import Catalogue, keep_fresh
@@ -34,6 +35,7 @@ from guerdon_server.core.promotion.service import PromotionService
 from guerdon_server.core.stock.redis.store import RedisGate
 from guerdon_server.core.stock.service import Gate, GateSettings
 from guerdon_server.platform import logs, postgres, redis, telemetry
+from guerdon_server.platform.masking import mask_passwords
 from guerdon_server.rpc.account import AccountServicer
 from guerdon_server.rpc.entrance import EntranceServicer
 from guerdon_server.rpc.issuance_read import IssuanceReads
@@ -89,7 +91,13 @@ async def serve(settings: Settings, *, on_ready: Callable[[Endpoints], None], se
 async def running(settings: Settings) -> AsyncIterator[Endpoints]:
     """A whole server inside this event loop, drained in reverse order of its start when the block ends."""
     async with AsyncExitStack() as stack:
-        reads = await _pool(stack, settings, size_max=settings.postgres_connections_max, name="guerdon")
+        try:
+            reads = await _pool(stack, settings, size_max=settings.postgres_connections_max, name="guerdon")
+        except Exception as error:
+            if not isinstance(error, OSError) and not postgres.is_refused(error):
+                raise
+            # Without the error itself: it may quote the DSN.
+            raise StartRefused(_unreachable(settings.postgres_dsn, error)) from None
         await _check_database(reads, settings)
         # One connection for each commit in flight, and as many for fences, which must not wait behind them.
         commit_connections = 2 * settings.commit_batches_in_flight_max
@@ -207,6 +215,13 @@ async def verify(settings: Settings, *, on_check: Callable[[Check], None] | None
         if on_check is not None:
             on_check(checks[-1])
     return checks
+
+
+def _unreachable(dsn: str, error: Exception) -> str:
+    address = urlsplit(dsn)
+    where = f"{address.hostname or 'localhost'}:{address.port or 5432}"
+    why = mask_passwords(str(error)) or type(error).__name__
+    return f"PostgreSQL at {where} can't be used: {why}. Look at postgres_dsn (GUERDON_POSTGRES_DSN)."
 
 
 async def _pool(stack: AsyncExitStack, settings: Settings, *, size_max: int, name: str) -> postgres.Pool:

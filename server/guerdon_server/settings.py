@@ -8,6 +8,11 @@ from typing import Literal
 
 from guerdon_server.platform.config import Conflict, setting
 
+_SCHEMES = {
+    "postgres_dsn": ("postgresql://", "postgres://"),
+    "redis_url": ("redis://", "rediss://", "unix://"),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -117,6 +122,9 @@ class Settings:
 
     def validate(self) -> Iterator[Conflict]:
         """What single fields can't say."""
+        for name, schemes in _SCHEMES.items():
+            if not getattr(self, name).startswith(schemes):
+                yield Conflict((name,), "an address that begins with " + " or ".join(schemes), f"Set {name}.")
         if self.grpc_port and self.grpc_port == self.metrics_port and self.grpc_host == self.metrics_host:
             yield Conflict(("grpc_port", "metrics_port"), "two different ports", "Move one of them.")
         if self.commit_queue_items_max < self.commit_batch_items_max:

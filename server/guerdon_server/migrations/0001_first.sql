@@ -170,6 +170,8 @@ CREATE TABLE guerdon.request (
     principal int,
     issued_at timestamptz,
     expires_at timestamptz,
+    -- The name of the attribute that `basis` is of: the prize may go by another one by now.
+    basis_attribute text COLLATE "C",
     PRIMARY KEY (promotion, request_id),
     CHECK ((outcome = 1) = (issuance_id IS NOT NULL))
 );

@@ -88,6 +88,11 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError)
 
 
+def is_refused(error: BaseException) -> bool:
+    """Whether a server or the driver refused to connect: wrong password, no such database, starting up, bad address."""
+    return isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | ValueError)
+
+
 # --- migrations -----------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 from google.protobuf import descriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -41,6 +41,10 @@ METHODS: Final = {f"/{service}/{method.name}": "unary" for service, d in _SERVIC
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = Callable[[Any, str], Awaitable[Message]]
+Reader: TypeAlias = Callable[[bytes], "Message | ServiceError"]
+# gRPC itself refuses what is larger than it may read, but without details; up to this much more is read to be refused
+# by us.
+_MESSAGE_BYTES_READ: Final = 4
 
 
 class CallLimit:
@@ -93,7 +97,7 @@ class Server:
         self.port = 0
         self._server = grpc.aio.server(
             options=(
-                ("grpc.max_receive_message_length", message_bytes_max),
+                ("grpc.max_receive_message_length", message_bytes_max * _MESSAGE_BYTES_READ),
                 ("grpc.max_send_message_length", 64 << 20),
                 ("grpc.max_connection_age_ms", connection_age_seconds_max * 1000),
                 ("grpc.max_connection_age_grace_ms", 30_000),
@@ -103,7 +107,7 @@ class Server:
             )
         )
         for name, service in _SERVICES.items():
-            handlers = _handlers(name, service, servicers, metrics, self.limit)
+            handlers = _handlers(name, service, servicers, metrics, self.limit, message_bytes_max=message_bytes_max)
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -139,6 +143,8 @@ def _handlers(
     servicers: Sequence[object],
     metrics: RpcMetrics,
     limit: CallLimit,
+    *,
+    message_bytes_max: int,
 ) -> dict[str, Any]:
     handlers = {}
     for method in service.methods:
@@ -146,24 +152,43 @@ def _handlers(
         request_class = GetMessageClass(method.input_type)
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(
             _guarded(implementation, metrics.method(f"/{name}/{method.name}"), limit, f"{name}/{method.name}"),
-            request_deserializer=request_class.FromString,
+            request_deserializer=_reader(request_class, message_bytes_max),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
     return handlers
 
 
+def _reader(request_class: type[Message], message_bytes_max: int) -> Reader:
+    """Reads a request, or says why it can't be: an exception here would leave as UNKNOWN, past all that is counted."""
+    parse = request_class.FromString
+
+    def read(data: bytes) -> Message | ServiceError:
+        if len(data) > message_bytes_max:
+            message = f"the request has {len(data)} bytes; at most {message_bytes_max} are read: send smaller batches"
+            return ServiceError(Code.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE", message)
+        try:
+            return parse(data)
+        except DecodeError:
+            name = request_class.DESCRIPTOR.full_name
+            return ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE", f"the bytes are no {name}")
+
+    return read
+
+
 def _guarded(
     implementation: Handler, metrics: MethodMetrics, limit: CallLimit, rpc: str
-) -> Callable[[Message, Context], Awaitable[Message]]:
+) -> Callable[[Any, Context], Awaitable[Message]]:
     """What happens around every call: one function instead of interceptors, which cost more than the handlers.
 
     Every call is counted, bounded, attributed to a principal, and leaves as OK or as one mapped error.
     """
 
-    async def handle(request: Message, context: Context) -> Message:
+    async def handle(request: Message | ServiceError, context: Context) -> Message:
         started = time.perf_counter()
         metrics.started()
         refusal = limit.refusal() or _hopeless(context)
+        if refusal is None and isinstance(request, ServiceError):
+            refusal = request
         if refusal is not None:
             metrics.observe(refusal.code.name, time.perf_counter() - started)
             await _abort(context, refusal)

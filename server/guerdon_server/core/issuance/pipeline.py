@@ -33,7 +33,7 @@ from guerdon_server.platform.errors import Code, ServiceError, failed_preconditi
 
 if TYPE_CHECKING:
     from guerdon_server.core.issuance.catalogue import Catalogue
-    from guerdon_server.core.issuance.committer import Committer
+    from guerdon_server.core.issuance.committer import Committed, Committer
     from guerdon_server.core.ledger.ports import Ledger
 
 _TWIN_PAUSE_SECONDS_MIN = 0.004
@@ -170,6 +170,11 @@ class Issuer:
                 _settle_for(waiting, Pending())
                 waiting = []
             todo = stale + waiting
+            if call.all_or_nothing and todo and any(_spoils(slot) for slot in slots):
+                for slot in todo:
+                    slot.refusal = rules.batch_not_granted()
+                await self._replay(call, terms, todo)
+                todo = []
         for slot in slots:
             if isinstance(slot.outcome, ServiceError) and slot.outcome.reason == rules.ENTRANCE_NOT_BOUND:
                 raise slot.outcome  # of the call, not of the item
@@ -259,8 +264,9 @@ class Issuer:
                     slot.refusal = _gate_refusal(slot, answer)
                     if answer.sure and not all_or_nothing:
                         slot.outcome = slot.refusal
-        if all_or_nothing and (failed or waiting):
-            # Never sent to the commit: the group goes on whole or not at all.
+        if all_or_nothing and len(admitted) < len(slots):
+            # Never sent to the commit: the group goes on whole or not at all. What was granted before is looked at
+            # first: the id may have been used for something else.
             self._give_back(terms.sid, admitted)
             if not failed:
                 return [], waiting + admitted
@@ -298,8 +304,9 @@ class Issuer:
                 stale.append(slot)
             else:
                 slot.outcome = rules.commit_rejection(_decision(slot), slot.item, result)
-        if stale and call.all_or_nothing:
-            # The others were not granted only because a neighbour was stale: the whole group is decided anew.
+        if call.all_or_nothing and (stale or (granted_before and not _is_refused(results))):
+            # The others were not granted only because a neighbour was stale, or was granted before and may be another
+            # request under its id: they are decided anew.
             stale = [slot for slot in slots if slot not in granted_before]
             _settle_for(stale, None)
         if granted_before:
@@ -327,7 +334,7 @@ class Issuer:
             return
         for slot, request in zip(asked, known, strict=True):
             if request.state is RequestState.GRANTED:
-                answer = rules.replay(request, call.entrance_id, slot.item, terms.prizes.get(slot.item.prize_id))
+                answer = rules.replay(request, call.entrance_id, slot.item)
                 mine = request.admission == slot.admission
                 slot.outcome = answer if isinstance(answer, ServiceError) else Granted(answer, replayed=not mine)
             elif request.state is RequestState.CANCELLED:
@@ -419,6 +426,17 @@ class _TwinWait:
 def _decision(slot: _Slot) -> Decision:
     assert slot.decision is not None, "only what was decided is admitted and committed"
     return slot.decision
+
+
+def _spoils(slot: _Slot) -> bool:
+    """Whether this outcome keeps the others of an all-or-nothing call from being granted."""
+    return slot.outcome is not None and not isinstance(slot.outcome, Granted)
+
+
+def _is_refused(results: Sequence[Committed]) -> bool:
+    """Whether a group was not granted for a reason that will hold when it is tried again."""
+    passing = {CommitCode.GRANTED, CommitCode.EXISTS, CommitCode.GROUP_NOT_GRANTED}
+    return any(isinstance(result, ServiceError) or result.code not in passing for result in results)
 
 
 def _settle_for(slots: list[_Slot], outcome: Outcome | None) -> None:

@@ -115,29 +115,32 @@ def _type_name(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def identity_difference(
-    issuance: Issuance, basis: int | None, entrance_id: str, item: IssueItem, rule: object
-) -> str | None:
+def identity_difference(known: KnownRequest, entrance_id: str, item: IssueItem) -> str | None:
     """The first identity field in which a request differs from the grant under its id; None: it is the same request.
 
-    The identity is who, what, where and what the value was computed from. Reference, device and time are not.
+    The identity is who, what, where and what the value was computed from then: the prize's rule may be another now.
+    Reference, device and time are not.
     """
+    issuance = known.issuance
+    assert issuance is not None
     if issuance.user_id != item.user_id:
         return "user_id"
     if issuance.prize_id != item.prize_id:
         return "prize_id"
     if issuance.entrance_id != entrance_id:
         return "entrance_id"
-    if basis is not None and isinstance(rule, RateValue) and item.attributes.get(rule.attribute) != basis:
-        return f"attributes[{rule.attribute}]"
+    if known.attribute is not None:
+        value = item.attributes.get(known.attribute)
+        if type(value) is not int or value != known.basis:  # True equals 1
+            return f"attributes[{known.attribute}]"
     return None
 
 
-def replay(known: KnownRequest, entrance_id: str, item: IssueItem, prize: PrizeTerms | None) -> Issuance | ServiceError:
+def replay(known: KnownRequest, entrance_id: str, item: IssueItem) -> Issuance | ServiceError:
     """The grant that a request id has, for the same request; REQUEST_ID_REUSED for another one."""
     issuance = known.issuance
     assert issuance is not None
-    field = identity_difference(issuance, known.basis, entrance_id, item, prize.rule if prize else None)
+    field = identity_difference(known, entrance_id, item)
     if field is None:
         return issuance
     return ServiceError(

@@ -108,10 +108,11 @@ class RequestState(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class KnownRequest:
-    """What the ledger knows of a request key. `issuance`, `basis`: where granted; `admission`: the one that committed,
-    or the highest fenced."""
+    """What the ledger knows of a request key. `issuance`, `basis`, and the `attribute` whose value the basis is: where
+    granted; `admission`: the one that committed, or the highest fenced."""
 
     state: RequestState
     admission: int
     issuance: Issuance | None
     basis: int | None
+    attribute: str | None

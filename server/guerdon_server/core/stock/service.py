@@ -32,6 +32,7 @@ from guerdon_server.core.stock.ports import GateSource
 from guerdon_server.core.stock.redis.store import ITEMS_MAX, RedisGate
 from guerdon_server.core.stock.settling import SettleQueue
 from guerdon_server.platform.batching import Coalescer
+from guerdon_server.platform.errors import ServiceError
 from guerdon_server.platform.redis import RedisUnavailable
 
 _logger = logging.getLogger(__name__)
@@ -223,17 +224,17 @@ class Gate:
     async def set_capacity(self, group: int, *, resource: int, capacity: int, version: int) -> None:
         """Tell the gate what the ledger says of a resource's capacity; an older version changes nothing.
 
-        Best effort: what doesn't arrive is pushed by the next reconciliation. Raises nothing that a retry could mend.
+        Also when this worker has not admitted to the group, because others have. Best effort: what doesn't arrive is
+        pushed by the next reconciliation. Raises nothing that a retry could mend.
         """
         known = self._groups.get(group)
-        if known is None or known.epoch is None:
-            return
         state = ResourceState(resource, capacity, version, 0)
         try:
-            await self._store.set_capacity(
-                group, epoch=known.epoch.value, run_id=known.epoch.run_id, resources=[state], add=False
-            )
-        except RedisUnavailable:
+            epoch = (known.epoch if known else None) or await self._source.current_epoch(group)
+            if epoch is None:
+                return
+            await self._store.set_capacity(group, epoch=epoch.value, run_id=epoch.run_id, resources=[state], add=False)
+        except (RedisUnavailable, ServiceError):
             _logger.warning("capacity not pushed, the reconciler will", extra={"group": group, "resource": resource})
 
     async def _add_resources(self, group: int, epoch: Epoch) -> None:

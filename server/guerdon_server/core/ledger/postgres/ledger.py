@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -23,8 +24,8 @@ _COMMIT = "SELECT * FROM guerdon.commit_issuances($1, $2, $3, $4, $5, $6, $7, $8
 _FENCE = "SELECT * FROM guerdon.fence_requests($1, $2, $3)"
 _CANCEL = "SELECT guerdon.cancel_request($1, $2)"
 _LOOKUP = """
-SELECT r.outcome, r.admission, r.basis, r.issuance_id, p.promotion_id, e.entrance_id, z.prize_id, s.user_id,
-    x.request_id, coalesce(r.reference, '') AS reference, c.principal, z.kind, a.asset, r.value, r.issued_at,
+SELECT r.outcome, r.admission, r.basis, r.basis_attribute, r.issuance_id, p.promotion_id, e.entrance_id, z.prize_id,
+    s.user_id, x.request_id, coalesce(r.reference, '') AS reference, c.principal, z.kind, a.asset, r.value, r.issued_at,
     r.expires_at
 FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY x(promotion, request_id, ord)
 LEFT JOIN guerdon.request r ON r.promotion = x.promotion AND r.request_id = x.request_id
@@ -36,7 +37,7 @@ LEFT JOIN guerdon.subject s ON s.sid = r.subject
 LEFT JOIN guerdon.principal c ON c.sid = r.principal
 ORDER BY x.ord
 """
-_ABSENT = KnownRequest(state=RequestState.ABSENT, admission=0, issuance=None, basis=None)
+_ABSENT = KnownRequest(state=RequestState.ABSENT, admission=0, issuance=None, basis=None, attribute=None)
 # Rolled back for a reason that passes: another transaction was in the way.
 _TRY_AGAIN = frozenset({"GD001", "40001", "40P01", "55P03"})
 # The server refused for want of resources, or is read-only (a standby): rolled back, not the batch's fault.
@@ -128,7 +129,7 @@ class PostgresLedger:
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise OutcomeUnknown(f"the connection to PostgreSQL broke during a write: {error}") from error
         finally:
-            if not connection.is_closed():
+            with contextlib.suppress(asyncpg.InterfaceError):  # the pool has dropped it already
                 connection.remove_log_listener(listen)
             await self._commits.release(connection)
         if unconfirmed:
@@ -159,8 +160,8 @@ def _translated(error: asyncpg.PostgresError) -> Exception:
 
 
 def _known(row: asyncpg.Record) -> KnownRequest:
-    outcome, admission, basis, issuance_id, *rest = row.values()
+    outcome, admission, basis, attribute, issuance_id, *rest = row.values()
     if outcome is None:
         return _ABSENT
     issuance = Issuance(issuance_id, *rest) if outcome == RequestState.GRANTED else None
-    return KnownRequest(RequestState(outcome), admission, issuance, basis)
+    return KnownRequest(RequestState(outcome), admission, issuance, basis, attribute)

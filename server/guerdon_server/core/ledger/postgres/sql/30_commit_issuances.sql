@@ -69,6 +69,7 @@ DECLARE
     limits bigint[];
     untils timestamptz[];
     days int[];
+    rate_attributes text[];
     places int[]; -- of the accounts of each item in the arrays below: stock, holding, budget, credit, n of each
     known_outcomes smallint[];
     known_admissions bigint[];
@@ -123,8 +124,8 @@ BEGIN
         array_agg(p.liability_account ORDER BY x.ord),
         array_agg(CASE WHEN p.liability_account IS NULL THEN p.asset END ORDER BY x.ord),
         array_agg(p.limit_per_user ORDER BY x.ord), array_agg(p.valid_until ORDER BY x.ord),
-        array_agg(p.valid_days ORDER BY x.ord)
-    INTO stock_accounts, budget_accounts, credit_accounts, wallet_assets, limits, untils, days
+        array_agg(p.valid_days ORDER BY x.ord), array_agg(p.rate_attribute ORDER BY x.ord)
+    INTO stock_accounts, budget_accounts, credit_accounts, wallet_assets, limits, untils, days, rate_attributes
     FROM unnest(i_prize) WITH ORDINALITY x(prize, ord)
     CROSS JOIN LATERAL (SELECT * FROM guerdon.prize z WHERE z.sid = x.prize LIMIT 1) p;
     ASSERT cardinality(stock_accounts) = n, 'a prize does not exist';
@@ -252,7 +253,8 @@ BEGIN
             threshold[i] := i_value[i];
         END IF;
         IF i_group[i] <> 0 THEN
-            group_failed := group_failed OR c NOT IN (GRANTED, EXISTS_ALREADY);
+            -- One that exists, too: whether it is the same request is not known here, and the others wait for that.
+            group_failed := group_failed OR c <> GRANTED;
             IF group_failed AND (i = n OR i_group[i + 1] <> i_group[i]) THEN
                 FOR j IN group_start..i LOOP
                     CONTINUE WHEN code[j] <> GRANTED;
@@ -299,18 +301,19 @@ BEGIN
     WHERE a.id = x.id AND (x.debit <> 0 OR x.credit <> 0);
 
     INSERT INTO guerdon.request AS r (promotion, request_id, outcome, admission, issuance_id, batch, subject, prize,
-        entrance, basis, value, reference, principal, issued_at, expires_at)
+        entrance, basis, basis_attribute, value, reference, principal, issued_at, expires_at)
     SELECT x.promotion, x.request_id, 1, x.admission, x.issuance, batch_id, x.subject, x.prize,
-        x.entrance, x.basis, x.value, x.reference, x.principal, booked_at, x.expires_at
+        x.entrance, x.basis, x.rate_attribute, x.value, x.reference, x.principal, booked_at, x.expires_at
     FROM unnest(i_promotion, i_request, i_admission, issuance, subjects, i_prize, i_entrance, i_basis, i_value,
-        i_reference, i_principal, expires_at)
+        i_reference, i_principal, expires_at, rate_attributes)
         x(promotion, request_id, admission, issuance, subject, prize, entrance, basis, value, reference, principal,
-            expires_at)
+            expires_at, rate_attribute)
     WHERE x.issuance IS NOT NULL
     ORDER BY x.promotion, x.request_id COLLATE "C"
     ON CONFLICT (promotion, request_id) DO UPDATE SET
         outcome = 1, admission = excluded.admission, issuance_id = excluded.issuance_id, batch = excluded.batch,
         subject = excluded.subject, prize = excluded.prize, entrance = excluded.entrance, basis = excluded.basis,
+        basis_attribute = excluded.basis_attribute,
         value = excluded.value, reference = excluded.reference, principal = excluded.principal,
         issued_at = excluded.issued_at, expires_at = excluded.expires_at
     WHERE r.outcome = 2 AND r.admission < excluded.admission;
