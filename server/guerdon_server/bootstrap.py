@@ -255,6 +255,10 @@ async def _check_database(pool: postgres.Pool, settings: Settings) -> None:
         raise StartRefused(f"The database lacks {len(steps)} migrations ({names}). Run `guerdon migrate` first.")
     if settings.test_mode:
         return
+    if offset_us := await pool.fetchval("SELECT offset_us FROM guerdon.clock"):
+        raise StartRefused(
+            f"The clock of this database was moved by {offset_us} us in test mode. Set offset_us = 0 in guerdon.clock."
+        )
     for setting in ("fsync", "synchronous_commit"):
         if await pool.fetchval(f"SHOW {setting}") == "off":
             raise StartRefused(

@@ -167,7 +167,8 @@ class Issuer:
                     _settle_for(stale, _aborted(call))
                     stale = []
             if waiting and not await twin_wait.pause():
-                _settle_for(waiting, Pending())
+                # The twin may have been granted, and its settlement be late.
+                await self._replay(call, terms, waiting, otherwise=Pending())
                 waiting = []
             todo = stale + waiting
             if call.all_or_nothing and todo and any(_spoils(slot) for slot in slots):
@@ -322,8 +323,13 @@ class Issuer:
 
     # --- replay ---------------------------------------------------------------------------------------------------
 
-    async def _replay(self, call: IssueCall, terms: PromotionTerms, slots: list[_Slot]) -> None:
-        """Whoever was granted before gets that grant; the others their refusal. Joined with other callers' look-ups."""
+    async def _replay(
+        self, call: IssueCall, terms: PromotionTerms, slots: list[_Slot], *, otherwise: Outcome | None = None
+    ) -> None:
+        """Whoever was granted before gets that grant; the others their refusal, or `otherwise`.
+
+        Joined with other callers' look-ups.
+        """
         asked = [slot for slot in slots if slot.outcome is None]
         if not asked:
             return
@@ -340,7 +346,7 @@ class Issuer:
             elif request.state is RequestState.CANCELLED:
                 slot.outcome = rules.cancelled(slot.item)
             else:
-                slot.outcome = slot.refusal or _aborted(call)
+                slot.outcome = slot.refusal or otherwise or _aborted(call)
 
     async def _lookup(self, keys: list[tuple[int, str]]) -> Sequence[KnownRequest]:
         return await self._ledger.lookup(keys)
