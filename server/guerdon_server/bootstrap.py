@@ -18,10 +18,10 @@ from guerdon_server.core.entrance.service import EntranceService
 from guerdon_server.core.issuance.catalogue import Catalogue, keep_fresh
 from guerdon_server.core.issuance.committer import Committer
 from guerdon_server.core.issuance.gate_view import RedisGateView
-from guerdon_server.core.issuance.invariant_watch import InvariantWatch, keep_looking
 from guerdon_server.core.issuance.metrics import IssuingMetrics
 from guerdon_server.core.issuance.pipeline import AdmissionIds, Issuer, IssuerSettings
 from guerdon_server.core.issuance.postgres.gate_source import PostgresGateSource
+from guerdon_server.core.issuance.postgres.invariant_watch import InvariantWatch, keep_looking
 from guerdon_server.core.issuance.postgres.terms import PostgresTerms
 from guerdon_server.core.issuance.sweeper import Sweeper, keep_sweeping
 from guerdon_server.core.ledger.invariants import Check

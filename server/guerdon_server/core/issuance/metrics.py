@@ -15,8 +15,8 @@ from guerdon_server.platform.telemetry import SIZE_BUCKETS, TallyHistogramFamily
 
 if TYPE_CHECKING:
     from guerdon_server.core.issuance.committer import Committer
-    from guerdon_server.core.issuance.invariant_watch import InvariantWatch
     from guerdon_server.core.issuance.pipeline import Issuer
+    from guerdon_server.core.issuance.postgres.invariant_watch import InvariantWatch
     from guerdon_server.core.issuance.sweeper import Sweeper
     from guerdon_server.core.ledger.postgres.ledger import PostgresLedger
     from guerdon_server.core.stock.service import Gate
