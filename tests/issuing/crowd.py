@@ -8,10 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import grpc
-
 from guerdon.v1 import prize_pb2 as prize
-from tests.issuing.desk import WAIT_SECONDS_MAX, Desk, Refusal, ask, eventually, outcome, reason
+from tests.issuing.desk import WAIT_SECONDS_MAX, Desk, Refusal, ask, eventually, fresh, outcome, reason
 
 _OPEN = {"UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
 _PAUSE_SECONDS = 0.02
@@ -23,6 +21,7 @@ class Crowd:
 
     desks: Sequence[Desk]
     prize_id: str = "welcome"
+    name: str = field(default_factory=lambda: fresh("crowd"))
     timeout_seconds: float = 5.0
     users: int = 7
     granted: dict[str, prize.Issuance] = field(default_factory=dict)
@@ -47,8 +46,7 @@ class Crowd:
         """Each acknowledged grant, asked again at every desk in turn, is answered by itself."""
 
         async def again(number: int, request_id: str) -> None:
-            desk = self.desks[number % len(self.desks)]
-            answer = await self._final(desk, self.asked[request_id])
+            answer = await self._final(number, self.asked[request_id])
             assert answer is not None, request_id
             assert answer.replayed, request_id
             assert answer.granted == self.granted[request_id]
@@ -57,22 +55,22 @@ class Crowd:
 
     async def clerk(self, number: int) -> None:
         """One caller: one request after the other."""
-        desk = self.desks[number % len(self.desks)]
         count = 0
         while self.going:
             count += 1
-            request = ask(f"c{number}-{count}", user_id=f"u-{count % self.users}", prize_id=self.prize_id)
+            request = ask(f"{self.name}-{number}-{count}", user_id=f"u-{count % self.users}", prize_id=self.prize_id)
             self.asked[request.request_id] = request
-            answer = await self._final(desk, request)
+            answer = await self._final(number, request)
             if answer is not None and answer.HasField("granted"):
                 self.granted[request.request_id] = answer.granted
             elif answer is not None:
                 self.rejected[reason(answer.rejected)] += 1
 
-    async def _final(self, desk: Desk, request: prize.IssuePrizeRequest) -> prize.IssuePrizeResponse | None:
+    async def _final(self, number: int, request: prize.IssuePrizeRequest) -> prize.IssuePrizeResponse | None:
         """Asks until the answer is granted or rejected; None: it was a strange one."""
         async with asyncio.timeout(WAIT_SECONDS_MAX):
             while True:
+                desk = self.desks[number % len(self.desks)]
                 answer = await outcome(desk.issue(request, timeout=self.timeout_seconds))
                 if isinstance(answer, Refusal):
                     self.refused[answer.reason or answer.code] += 1
@@ -106,6 +104,3 @@ async def crowd(desks: Sequence[Desk], *, clerks: int = 12, **how: object) -> As
         errors = await asyncio.gather(*tasks, return_exceptions=True)
     assert not people.strange, people.strange[:3]
     assert not any(errors), errors
-
-
-__all__ = ["Crowd", "crowd", "grpc"]

@@ -24,7 +24,7 @@ WAIT_SECONDS_MAX = 30.0
 _numbers = itertools.count(1)
 
 
-def fresh(prefix: str = "r") -> str:
+def fresh(prefix: str = "id") -> str:
     """An id that was never used."""
     return f"{prefix}-{next(_numbers)}"
 
@@ -172,7 +172,7 @@ class Desk:
         days: int = 0,
     ) -> None:
         """A coupon without a value; stock None for unlimited."""
-        await self.prize(
+        await self.offers(
             prize_id,
             promotion_id=promotion_id,
             kind=prize.PRIZE_KIND_COUPON,
@@ -188,7 +188,7 @@ class Desk:
         rule = prize.ValueRate(
             **{"attribute": "order_cents", "basis_points": 500, "rounding": prize.ROUNDING_HALF_UP, **rate}
         )
-        await self.prize(
+        await self.offers(
             prize_id,
             promotion_id=promotion_id,
             kind=prize.PRIZE_KIND_CASHBACK,
@@ -196,7 +196,7 @@ class Desk:
             value=prize.PrizeValue(asset=asset, rate=rule),
         )
 
-    async def prize(self, prize_id: str, *, promotion_id: str = "spring", **fields: Any) -> None:
+    async def offers(self, prize_id: str, *, promotion_id: str = "spring", **fields: Any) -> None:
         """Any prize."""
         made = prize.Prize(prize_id=prize_id, promotion_id=promotion_id, **fields)
         await self.prizes.CreatePrize(prize.CreatePrizeRequest(prize=made, request_id=fresh("create")))

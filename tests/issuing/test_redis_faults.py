@@ -85,7 +85,7 @@ async def _restart(engine: ValkeyEngine, _: redis.Client) -> None:
 
 
 async def _cut(_: ValkeyEngine, client: redis.Client) -> None:
-    await client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await redis.call(client, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
 
 FAULTS: dict[str, Fault] = {

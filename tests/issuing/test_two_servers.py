@@ -120,7 +120,7 @@ async def test_stock_moves_under_load_and_is_never_over_issued(desk: Desk, other
     capacity = await keeper()
 
     async def sold_out() -> bool:
-        return (await desk.stock()).remaining_units == 0
+        return bool((await desk.stock()).remaining_units == 0)
 
     await eventually(sold_out)
     going = False
@@ -137,9 +137,7 @@ async def test_a_limit_holds_over_both_servers(desk: Desk, other: Desk) -> None:
     await desk.opens()
     await desk.coupon(limit=3)
 
-    answers = await asyncio.gather(
-        *(d.issue(ask(user_id=f"u-{n % 10}")) for n in range(80) for d in (desk, other))
-    )
+    answers = await asyncio.gather(*(d.issue(ask(user_id=f"u-{n % 10}")) for n in range(80) for d in (desk, other)))
 
     given = Counter(a.granted.user_id for a in answers if a.HasField("granted"))
     assert given == {f"u-{n}": 3 for n in range(10)}

@@ -10,7 +10,7 @@ from guerdon_server import bootstrap
 from guerdon_server.platform import postgres, redis
 from guerdon_server.platform.engines import Engines
 from guerdon_server.settings import Settings
-from tests.issuing.desk import Desk, fresh, opened
+from tests.issuing.desk import Desk, ask, fresh, opened
 from tests.issuing.proof import at_rest, proven
 
 # All that says what was configured and what was given; not who serves and who leads, which changes by itself.
@@ -38,7 +38,7 @@ class House:
                 for table in _TABLES
             }
             for key in sorted(await client.keys("guerdon:*")):
-                found[key.decode()] = await client.hgetall(key)
+                found[str(key)] = await client.hgetall(key)
         finally:
             await client.aclose()
             pool.terminate()
@@ -75,8 +75,6 @@ async def house(engines: Engines, migrated_template: str) -> AsyncIterator[House
 
 async def _furnish(desk: Desk) -> None:
     """Promotion spring (checkout): welcome, cashback; promotion autumn (door): leaf; one grant, r-given, to ann."""
-    from tests.issuing.desk import ask
-
     await desk.opens(budgets={"USD/2": 10_000})
     await desk.coupon(stock=10, limit=5)
     await desk.cashback()

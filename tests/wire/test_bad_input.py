@@ -132,7 +132,13 @@ def _ids() -> Iterator[Case]:
     ]
     for method, request, path in places:
         for bad in BAD_IDS.values():
-            yield method, changed(request, **{path: bad}), "INVALID_ARGUMENT", "INVALID_FIELD", {path.replace("__", ".")}
+            yield (
+                method,
+                changed(request, **{path: bad}),
+                "INVALID_ARGUMENT",
+                "INVALID_FIELD",
+                {path.replace("__", ".")},
+            )
     for bad in BAD_IDS.values():
         if bad:
             yield (
@@ -146,70 +152,132 @@ def _ids() -> Iterator[Case]:
 
 def _amounts() -> Iterator[Case]:
     for delta in (0, AMOUNT_MAX + 1, -AMOUNT_MAX - 1, 2**63 - 1, -(2**63)):
-        yield "prizes.AdjustPrizeStock", changed(STOCK, delta_units=delta), "INVALID_ARGUMENT", "INVALID_FIELD", {
-            "delta_units"
-        }
-        yield "promotions.AdjustPromotionBudget", changed(
-            BUDGET, delta_units=delta
-        ), "INVALID_ARGUMENT", "INVALID_FIELD", {"delta_units"}
+        yield (
+            "prizes.AdjustPrizeStock",
+            changed(STOCK, delta_units=delta),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"delta_units"},
+        )
+        yield (
+            "promotions.AdjustPromotionBudget",
+            changed(BUDGET, delta_units=delta),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"delta_units"},
+        )
     for units in (-1, AMOUNT_MAX + 1, 2**63 - 1, -(2**63)):
-        yield "prizes.CreatePrize", changed(PRIZE, prize__stock__units=units), "INVALID_ARGUMENT", "INVALID_FIELD", {
-            "prize.stock.units"
-        }
+        yield (
+            "prizes.CreatePrize",
+            changed(PRIZE, prize__stock__units=units),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"prize.stock.units"},
+        )
         bad = promotion.Budget(asset="USD/2", units=units)
-        yield "promotions.CreatePromotion", changed(
-            PROMOTION, promotion__budgets=[bad]
-        ), "INVALID_ARGUMENT", "INVALID_FIELD", {"promotion.budgets[0].units"}
+        yield (
+            "promotions.CreatePromotion",
+            changed(PROMOTION, promotion__budgets=[bad]),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"promotion.budgets[0].units"},
+        )
     for units in (0, -1, AMOUNT_MAX + 1):
-        yield "prizes.CreatePrize", changed(
-            FIXED, prize__value__fixed_units=units
-        ), "INVALID_ARGUMENT", "INVALID_FIELD", {"prize.value.fixed_units"}
-        yield "prizes.CreatePrize", changed(
-            PRIZE, prize__value__rate__cap_units=units
-        ), "INVALID_ARGUMENT", "INVALID_FIELD", {"prize.value.rate.cap_units"}
+        yield (
+            "prizes.CreatePrize",
+            changed(FIXED, prize__value__fixed_units=units),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"prize.value.fixed_units"},
+        )
+        yield (
+            "prizes.CreatePrize",
+            changed(PRIZE, prize__value__rate__cap_units=units),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"prize.value.rate.cap_units"},
+        )
     for points in (0, -1, 1_000_001, 2**31 - 1):
-        yield "prizes.CreatePrize", changed(
-            PRIZE, prize__value__rate__basis_points=points
-        ), "INVALID_ARGUMENT", "INVALID_FIELD", {"prize.value.rate.basis_points"}
-    yield "prizes.CreatePrize", changed(PRIZE, prize__limit_per_user=-1), "INVALID_ARGUMENT", "INVALID_FIELD", {
-        "prize.limit_per_user"
-    }
+        yield (
+            "prizes.CreatePrize",
+            changed(PRIZE, prize__value__rate__basis_points=points),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"prize.value.rate.basis_points"},
+        )
+    yield (
+        "prizes.CreatePrize",
+        changed(PRIZE, prize__limit_per_user=-1),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+        {"prize.limit_per_user"},
+    )
     for days in (0, -1, 36_501):
-        yield "prizes.CreatePrize", changed(
-            PRIZE, prize__validity=prize.Validity(days=days)
-        ), "INVALID_ARGUMENT", "INVALID_FIELD", {"prize.validity.days"}
+        yield (
+            "prizes.CreatePrize",
+            changed(PRIZE, prize__validity=prize.Validity(days=days)),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"prize.validity.days"},
+        )
     for cents in (-1, -(2**63)):
-        yield "prizes.IssuePrize", changed(
-            ISSUE, prize_id="cashback", attributes={"order_cents": types.AttributeValue(integer=cents)}
-        ), "INVALID_ARGUMENT", "INVALID_FIELD", {"attributes[order_cents]"}
-    yield "prizes.IssuePrize", changed(
-        ISSUE, prize_id="cashback", attributes={"order_cents": types.AttributeValue(integer=2**63 - 1)}
-    ), "INVALID_ARGUMENT", "INVALID_FIELD", {"attributes[order_cents]"}
-    yield "prizes.AdjustPrizeStock", changed(
-        STOCK, delta_units=-10
-    ), "FAILED_PRECONDITION", "STOCK_INSUFFICIENT", set()
-    yield "promotions.AdjustPromotionBudget", changed(
-        BUDGET, delta_units=-10_001
-    ), "FAILED_PRECONDITION", "BUDGET_INSUFFICIENT", set()
+        yield (
+            "prizes.IssuePrize",
+            changed(ISSUE, prize_id="cashback", attributes={"order_cents": types.AttributeValue(integer=cents)}),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"attributes[order_cents]"},
+        )
+    yield (
+        "prizes.IssuePrize",
+        changed(ISSUE, prize_id="cashback", attributes={"order_cents": types.AttributeValue(integer=2**63 - 1)}),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+        {"attributes[order_cents]"},
+    )
+    yield "prizes.AdjustPrizeStock", changed(STOCK, delta_units=-10), "FAILED_PRECONDITION", "STOCK_INSUFFICIENT", set()
+    yield (
+        "promotions.AdjustPromotionBudget",
+        changed(BUDGET, delta_units=-10_001),
+        "FAILED_PRECONDITION",
+        "BUDGET_INSUFFICIENT",
+        set(),
+    )
 
 
 def _enums() -> Iterator[Case]:
     for number in (0, 3, 99, -1):
         yield "prizes.BatchIssuePrizes", changed(BATCH, mode=number), "INVALID_ARGUMENT", "INVALID_FIELD", {"mode"}
     for number in (0, 5, 99, -1):
-        yield "prizes.CreatePrize", changed(PRIZE, prize__kind=number), "INVALID_ARGUMENT", "INVALID_FIELD", {
-            "prize.kind"
-        }
-        yield "prizes.CreatePrize", changed(
-            PRIZE, prize__value__rate__rounding=number
-        ), "INVALID_ARGUMENT", "INVALID_FIELD", {"prize.value.rate.rounding"}
+        yield (
+            "prizes.CreatePrize",
+            changed(PRIZE, prize__kind=number),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"prize.kind"},
+        )
+        yield (
+            "prizes.CreatePrize",
+            changed(PRIZE, prize__value__rate__rounding=number),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"prize.value.rate.rounding"},
+        )
     for number in (0, 7, -1):
-        yield "promotions.TransitionPromotion", changed(
-            TRANSITION, target_state=number
-        ), "INVALID_ARGUMENT", "INVALID_FIELD", {"target_state"}
-    yield "promotions.ListPromotions", promotion.ListPromotionsRequest(
-        states=[99]
-    ), "INVALID_ARGUMENT", "INVALID_FIELD", {"states[0]"}
+        yield (
+            "promotions.TransitionPromotion",
+            changed(TRANSITION, target_state=number),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"target_state"},
+        )
+    yield (
+        "promotions.ListPromotions",
+        changed(promotion.ListPromotionsRequest(), states=[99]),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+        {"states[0]"},
+    )
 
 
 def _unknown() -> Iterator[Case]:
@@ -218,31 +286,55 @@ def _unknown() -> Iterator[Case]:
     yield "prizes.IssuePrize", changed(ISSUE, prize_id="leaf"), "FAILED_PRECONDITION", "PRIZE_NOT_IN_PROMOTION", set()
     yield "prizes.IssuePrize", changed(ISSUE, entrance_id="moon"), "NOT_FOUND", "ENTRANCE_NOT_FOUND", set()
     yield "prizes.IssuePrize", changed(ISSUE, entrance_id="door"), "FAILED_PRECONDITION", "ENTRANCE_NOT_BOUND", set()
-    yield "prizes.IssuePrize", changed(ISSUE, request_id="r-given", user_id="bob"), (
-        "ALREADY_EXISTS"
-    ), "REQUEST_ID_REUSED", set()
+    yield (
+        "prizes.IssuePrize",
+        changed(ISSUE, request_id="r-given", user_id="bob"),
+        ("ALREADY_EXISTS"),
+        "REQUEST_ID_REUSED",
+        set(),
+    )
     yield "prizes.BatchIssuePrizes", changed(BATCH, promotion_id="winter"), "NOT_FOUND", "PROMOTION_NOT_FOUND", set()
     yield "prizes.BatchIssuePrizes", changed(BATCH, entrance_id="moon"), "NOT_FOUND", "ENTRANCE_NOT_FOUND", set()
     yield "prizes.CreatePrize", changed(PRIZE, prize__promotion_id="winter"), "NOT_FOUND", "PROMOTION_NOT_FOUND", set()
-    yield "prizes.CreatePrize", changed(PRIZE, prize__value__asset="EUR/2"), (
-        "FAILED_PRECONDITION"
-    ), "BUDGET_MISSING", set()
+    yield (
+        "prizes.CreatePrize",
+        changed(PRIZE, prize__value__asset="EUR/2"),
+        ("FAILED_PRECONDITION"),
+        "BUDGET_MISSING",
+        set(),
+    )
     yield "prizes.CreatePrize", changed(PRIZE, prize__prize_id="leaf"), "ALREADY_EXISTS", "PRIZE_EXISTS", set()
     yield "prizes.GetPrizeStock", prize.GetPrizeStockRequest(prize_id="unheard"), "NOT_FOUND", "PRIZE_NOT_FOUND", set()
     yield "prizes.AdjustPrizeStock", changed(STOCK, prize_id="unheard"), "NOT_FOUND", "PRIZE_NOT_FOUND", set()
-    yield "promotions.TransitionPromotion", changed(TRANSITION, promotion_id="winter"), (
-        "NOT_FOUND"
-    ), "PROMOTION_NOT_FOUND", set()
-    yield "promotions.CreatePromotion", changed(PROMOTION, promotion__entrance_ids=["moon"]), (
-        "NOT_FOUND"
-    ), "ENTRANCE_NOT_FOUND", set()
-    yield "promotions.UpdatePromotion", changed(UPDATE, promotion__etag="stale"), (
-        "FAILED_PRECONDITION"
-    ), "ETAG_MISMATCH", set()
+    yield (
+        "promotions.TransitionPromotion",
+        changed(TRANSITION, promotion_id="winter"),
+        ("NOT_FOUND"),
+        "PROMOTION_NOT_FOUND",
+        set(),
+    )
+    yield (
+        "promotions.CreatePromotion",
+        changed(PROMOTION, promotion__entrance_ids=["moon"]),
+        ("NOT_FOUND"),
+        "ENTRANCE_NOT_FOUND",
+        set(),
+    )
+    yield (
+        "promotions.UpdatePromotion",
+        changed(UPDATE, promotion__etag="stale"),
+        ("FAILED_PRECONDITION"),
+        "ETAG_MISMATCH",
+        set(),
+    )
     unknown_key = prize.RequestKey(promotion_id="winter", request_id="r-new")
-    yield "prizes.GetIssuance", prize.GetIssuanceRequest(request=unknown_key, cancel_if_absent=True), (
-        "NOT_FOUND"
-    ), "PROMOTION_NOT_FOUND", set()
+    yield (
+        "prizes.GetIssuance",
+        prize.GetIssuanceRequest(request=unknown_key, cancel_if_absent=True),
+        ("NOT_FOUND"),
+        "PROMOTION_NOT_FOUND",
+        set(),
+    )
 
 
 def _attributes() -> Iterator[Case]:
@@ -264,17 +356,29 @@ def _attributes() -> Iterator[Case]:
     yield "prizes.IssuePrize", changed(ISSUE, attributes=many), "INVALID_ARGUMENT", "INVALID_FIELD", {"attributes"}
     for name in ("", "a b", "x" * 65, "a\x00"):
         shown = ascii(name[:64])[1:-1]
-        yield "prizes.IssuePrize", changed(ISSUE, attributes={name: one}), "INVALID_ARGUMENT", "INVALID_FIELD", {
-            f"attributes[{shown}]"
-        }
+        yield (
+            "prizes.IssuePrize",
+            changed(ISSUE, attributes={name: one}),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {f"attributes[{shown}]"},
+        )
     long = types.AttributeValue(text="x" * 1025)
-    yield "prizes.IssuePrize", changed(ISSUE, attributes={"a": long}), "INVALID_ARGUMENT", "INVALID_FIELD", {
-        "attributes[a]"
-    }
+    yield (
+        "prizes.IssuePrize",
+        changed(ISSUE, attributes={"a": long}),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+        {"attributes[a]"},
+    )
     full = types.AttributeValue(list=types.AttributeList(values=["x"] * 101))
-    yield "prizes.IssuePrize", changed(ISSUE, attributes={"a": full}), "INVALID_ARGUMENT", "INVALID_FIELD", {
-        "attributes[a]"
-    }
+    yield (
+        "prizes.IssuePrize",
+        changed(ISSUE, attributes={"a": full}),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+        {"attributes[a]"},
+    )
 
 
 def _shapes() -> Iterator[Case]:
@@ -283,9 +387,13 @@ def _shapes() -> Iterator[Case]:
     yield "prizes.BatchIssuePrizes", changed(BATCH, items=over), "INVALID_ARGUMENT", "INVALID_FIELD", {"items"}
     twice = [item("r-1"), item("r-2"), item("r-1", user_id="bob")]
     for mode in (prize.BATCH_MODE_PER_ITEM, prize.BATCH_MODE_ALL_OR_NOTHING):
-        yield "prizes.BatchIssuePrizes", changed(BATCH, items=twice, mode=mode), "INVALID_ARGUMENT", "INVALID_FIELD", {
-            "items[2].request_id"
-        }
+        yield (
+            "prizes.BatchIssuePrizes",
+            changed(BATCH, items=twice, mode=mode),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"items[2].request_id"},
+        )
     yield "prizes.GetIssuance", prize.GetIssuanceRequest(), "INVALID_ARGUMENT", "INVALID_FIELD", {"key"}
     by_id = prize.GetIssuanceRequest(issuance_id="1", cancel_if_absent=True)
     yield "prizes.GetIssuance", by_id, "INVALID_ARGUMENT", "INVALID_FIELD", {"cancel_if_absent"}
@@ -296,24 +404,44 @@ def _shapes() -> Iterator[Case]:
     for token in ("x", "\x00", "0" * 5000):
         paged = prize.ListIssuancesRequest(user_id="ann", page_token=token)
         yield "prizes.ListIssuances", paged, "INVALID_ARGUMENT", "INVALID_FIELD", {"page_token"}
-    yield "prizes.CreatePrize", prize.CreatePrizeRequest(request_id="o"), "INVALID_ARGUMENT", "INVALID_FIELD", {
-        *("prize.prize_id", "prize.promotion_id", "prize.kind", "prize.stock")
-    }
+    yield (
+        "prizes.CreatePrize",
+        prize.CreatePrizeRequest(request_id="o"),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+        {*("prize.prize_id", "prize.promotion_id", "prize.kind", "prize.stock")},
+    )
     false = prize.Stock(unlimited=False)
-    yield "prizes.CreatePrize", changed(PRIZE, prize__stock=false), "INVALID_ARGUMENT", "INVALID_FIELD", {
-        "prize.stock.unlimited"
-    }
+    yield (
+        "prizes.CreatePrize",
+        changed(PRIZE, prize__stock=false),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+        {"prize.stock.unlimited"},
+    )
     long = "x" * 201
-    yield "promotions.UpdatePromotion", changed(
-        UPDATE, promotion__display_name=long
-    ), "INVALID_ARGUMENT", "INVALID_FIELD", {"promotion.display_name"}
+    yield (
+        "promotions.UpdatePromotion",
+        changed(UPDATE, promotion__display_name=long),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+        {"promotion.display_name"},
+    )
     for text in ("a\nb", "a\x00b", "a\x7fb", "a\u2028b"):
-        yield "promotions.UpdatePromotion", changed(
-            UPDATE, promotion__display_name=text
-        ), "INVALID_ARGUMENT", "INVALID_FIELD", {"promotion.display_name"}
-    yield "promotions.UpdatePromotion", changed(
-        UPDATE, update_mask=FieldMask(paths=["state"])
-    ), "INVALID_ARGUMENT", "INVALID_FIELD", {"update_mask"}
+        yield (
+            "promotions.UpdatePromotion",
+            changed(UPDATE, promotion__display_name=text),
+            "INVALID_ARGUMENT",
+            "INVALID_FIELD",
+            {"promotion.display_name"},
+        )
+    yield (
+        "promotions.UpdatePromotion",
+        changed(UPDATE, update_mask=FieldMask(paths=["state"])),
+        "INVALID_ARGUMENT",
+        "INVALID_FIELD",
+        {"update_mask"},
+    )
     yield "accounts.GetBalance", account.GetBalanceRequest(), "INVALID_ARGUMENT", "INVALID_FIELD", set()
 
 
@@ -363,14 +491,19 @@ def _wordy() -> Iterator[tuple[str, Message]]:
     one = types.AttributeValue(integer=1)
     astral = {chr(0x1F600 + i) * 64: one for i in range(30)}
     yield "prizes.IssuePrize", changed(ISSUE, attributes=astral)
-    yield "promotions.UpdatePromotion", changed(
-        UPDATE, update_mask=FieldMask(paths=[chr(0x1F600 + i) * 100 for i in range(30)])
+    yield (
+        "promotions.UpdatePromotion",
+        changed(UPDATE, update_mask=FieldMask(paths=[chr(0x1F600 + i) * 100 for i in range(30)])),
     )
-    yield "promotions.CreatePromotion", changed(
-        PROMOTION, promotion__entrance_ids=[chr(0x1F600 + i) * 100 for i in range(100)]
+    yield (
+        "promotions.CreatePromotion",
+        changed(PROMOTION, promotion__entrance_ids=[chr(0x1F600 + i) * 100 for i in range(100)]),
     )
-    yield "promotions.CreatePromotion", changed(
-        PROMOTION, promotion__budgets=[promotion.Budget(asset=chr(0x1F600 + i) * 100, units=-1) for i in range(20)]
+    yield (
+        "promotions.CreatePromotion",
+        changed(
+            PROMOTION, promotion__budgets=[promotion.Budget(asset=chr(0x1F600 + i) * 100, units=-1) for i in range(20)]
+        ),
     )
 
 

@@ -12,9 +12,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from guerdon.v1 import prize_pb2 as prize
-from tests.issuing.desk import ask, item, opened, outcome, refusal
+from tests.issuing.desk import Refusal, ask, item, opened, outcome, refusal
 from tests.wire.conftest import House
 
+messages: Any = reflection_pb2  # its types are not told
 SERVICES = {f"guerdon.v1.{name}Service" for name in ("Promotion", "Entrance", "Prize", "Account")}
 ISSUE = "/guerdon.v1.PrizeService/IssuePrize"
 
@@ -128,9 +129,14 @@ async def test_other_protocols_on_the_port_change_nothing(house: House, message:
     assert await house.everything() == before
 
 
+def _reflection(house: House) -> Any:
+    channel: Any = house.desk.channel
+    return reflection_pb2_grpc.ServerReflectionStub(channel)
+
+
 async def test_reflection_lists_every_service(house: House) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(house.desk.channel)
-    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    stub = _reflection(house)
+    request = messages.ServerReflectionRequest(list_services="")
 
     listed = [answer async for answer in stub.ServerReflectionInfo(iter([request]))]
 
@@ -139,15 +145,15 @@ async def test_reflection_lists_every_service(house: House) -> None:
 
 
 async def test_reflection_describes_every_service(house: House) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(house.desk.channel)
+    stub = _reflection(house)
     for name in SERVICES:
-        request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=name)
+        request = messages.ServerReflectionRequest(file_containing_symbol=name)
         (answer,) = [answer async for answer in stub.ServerReflectionInfo(iter([request]))]
         assert answer.WhichOneof("message_response") == "file_descriptor_response"
 
 
 async def test_health_answers_for_the_server_and_for_every_service(house: House) -> None:
-    stub = health_pb2_grpc.HealthStub(house.desk.channel)
+    stub: Any = health_pb2_grpc.HealthStub(house.desk.channel)
     for name in ("", *SERVICES):
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -156,14 +162,14 @@ async def test_health_answers_for_the_server_and_for_every_service(house: House)
 
 
 @pytest.mark.parametrize("mode", [prize.BATCH_MODE_PER_ITEM, prize.BATCH_MODE_ALL_OR_NOTHING])
-async def test_items_that_are_all_bad_are_answered_one_by_one(house: House, mode: prize.BatchMode) -> None:
+async def test_items_that_are_all_bad_are_answered_one_by_one(house: House, mode: prize.BatchMode.ValueType) -> None:
     before = await house.everything()
     items = [item("r-1", prize_id="a b"), item("r-2", user_id=""), item("r\x00"), prize.BatchItem()]
     request = prize.BatchIssuePrizesRequest(promotion_id="spring", entrance_id="checkout", items=items, mode=mode)
 
     response = await outcome(house.desk.prizes.BatchIssuePrizes(request))
 
-    fields = [[v for v in _fields(result)] for result in response.results]
+    fields = [_fields(result) for result in response.results]
     assert fields == [
         ["items[0].prize_id"],
         ["items[1].user_id"],
@@ -174,6 +180,4 @@ async def test_items_that_are_all_bad_are_answered_one_by_one(house: House, mode
 
 
 def _fields(result: prize.BatchItemResult) -> list[str]:
-    from tests.issuing.desk import Refusal
-
     return list(Refusal.of(result.error).fields)
