@@ -32,13 +32,14 @@ class Recorder:
 
 
 def coalescer(
-    recorder: Recorder, *, items_max: int = 4, in_flight_max: int = 1, queue_items_max: int = 100
+    recorder: Recorder, *, items_max: int = 4, in_flight_max: int = 1, queue_items_max: int = 100, enough_items: int = 1
 ) -> Coalescer[int, int]:
     return Coalescer(
         recorder.run,
         items_max=items_max,
         in_flight_max=in_flight_max,
         queue_items_max=queue_items_max,
+        enough_items=enough_items,
         name="test",
     )
 
@@ -82,6 +83,22 @@ async def test_a_chunk_is_never_split() -> None:
     assert recorder.batches == [[1, 1, 1], [2, 2, 3, 3], [4]]
     with pytest.raises(AssertionError, match="5 items"):
         joined.submit([1] * 5)
+
+
+async def test_a_small_batch_does_not_start_beside_another() -> None:
+    recorder = Recorder()
+    joined = coalescer(recorder, in_flight_max=2, enough_items=3)
+    recorder.release.clear()
+    futures = [joined.submit([1])]
+    await _ticks(100)
+    futures.append(joined.submit([2, 3]))
+    await _ticks(100)
+    assert recorder.batches == [[1]]
+    futures.append(joined.submit([4]))
+    await _ticks(100)
+    assert recorder.batches == [[1], [2, 3, 4]]
+    recorder.release.set()
+    assert await together(*futures) == [[2], [4, 6], [8]]
 
 
 async def test_so_many_batches_are_in_flight_and_no_more() -> None:

@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 RETRY_AFTER_MS = 200
 QUIET_TICKS = 3
 TICKS_MAX = 32
+ENOUGH_ITEMS = 64
+"""For batches that cost a round trip each: a second one in flight should carry at least so many."""
 
 
 RETRY_AFTER_MS = 100
@@ -55,7 +57,9 @@ class Coalescer(Generic[Item, Result]):
     """Joins the chunks of many callers into batches for `run`, one future per chunk.
 
     `run` gets between 1 and `items_max` items in order of arrival and returns as many results in the same order; its
-    exception goes to every waiter of that batch. A chunk is never split. At most `in_flight_max` batches run at once.
+    exception goes to every waiter of that batch. A chunk is never split. At most `in_flight_max` batches run at once,
+    and beside another only one of at least `enough_items`: a small one costs a whole round trip too, so less waits for
+    more.
 
     A caller's cancellation never cancels a batch. A chunk that was cancelled while still queued is not run at all
     (`on_unrun(items)` tells the owner); one that was in flight is run to its end, and `on_dropped(items, results)`
@@ -75,6 +79,7 @@ class Coalescer(Generic[Item, Result]):
         in_flight_max: int,
         queue_items_max: int,
         name: str,
+        enough_items: int = 1,
         quiet_ticks: int = QUIET_TICKS,
         ticks_max: int = TICKS_MAX,
         on_batch: Callable[[int, float], None] | None = None,
@@ -83,6 +88,7 @@ class Coalescer(Generic[Item, Result]):
     ) -> None:
         assert items_max >= 1
         assert in_flight_max >= 1
+        assert enough_items >= 1
         assert queue_items_max >= items_max, "a full batch must fit the queue"
         self.name = name
         self.queued_items = 0
@@ -95,6 +101,7 @@ class Coalescer(Generic[Item, Result]):
         self._items_max = items_max
         self._in_flight_max = in_flight_max
         self._queue_items_max = queue_items_max
+        self._enough_items = enough_items
         self._on_batch = on_batch
         self._on_dropped = on_dropped
         self._on_unrun = on_unrun
@@ -126,7 +133,7 @@ class Coalescer(Generic[Item, Result]):
         future: asyncio.Future[Sequence[Result]] = loop.create_future()
         self._queue.append((items, future))
         self.queued_items += count
-        if not self._gathering and self.in_flight < self._in_flight_max:
+        if not self._gathering and self._may_start():
             self._gather_from_now()
         return future
 
@@ -166,7 +173,7 @@ class Coalescer(Generic[Item, Result]):
     def _start(self) -> None:
         """Start as many batches as may be in flight."""
         assert self._loop is not None
-        while self._queue and self.in_flight < self._in_flight_max:
+        while self._queue and self._may_start():
             items, waiters = self._take()
             if not items:
                 continue
@@ -176,6 +183,11 @@ class Coalescer(Generic[Item, Result]):
             task.add_done_callback(self._tasks.discard)
         if self._drained is not None and not self._queue and not self.in_flight and not self._drained.done():
             self._drained.set_result(None)
+
+    def _may_start(self) -> bool:
+        if not self.in_flight:
+            return True
+        return self.in_flight < self._in_flight_max and self.queued_items >= self._enough_items
 
     def _take(self) -> tuple[list[Item], list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]]]:
         """The next batch: whole chunks, oldest first, without those that were cancelled while they waited."""
@@ -215,7 +227,7 @@ class Coalescer(Generic[Item, Result]):
             if self._on_batch is not None:
                 self._on_batch(count, time.perf_counter() - started)
             if self._queue and not self._closed:
-                if not self._gathering:
+                if not self._gathering and self._may_start():
                     self._gather_from_now()
             else:
                 self._start()

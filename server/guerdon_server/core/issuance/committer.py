@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 from guerdon_server.core.ledger.model import CommitCode, CommitItem, CommitResult, RequestState
 from guerdon_server.core.ledger.ports import BatchRefused, Ledger, LedgerAway, OutcomeUnknown
 from guerdon_server.core.stock.model import SettleCode, Settlement
-from guerdon_server.platform.batching import Coalescer
+from guerdon_server.platform.batching import ENOUGH_ITEMS, Coalescer
 from guerdon_server.platform.errors import Code, ServiceError
 
 _log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Committer:
             in_flight_max=in_flight_max,
             queue_items_max=queue_items_max,
             name="commit",
+            enough_items=ENOUGH_ITEMS,
             on_batch=on_batch,
             on_unrun=self.give_back,
         )

@@ -28,7 +28,7 @@ from guerdon_server.core.issuance.model import (
 )
 from guerdon_server.core.ledger.model import CommitCode, CommitItem, CommitResult, Issuance, KnownRequest, RequestState
 from guerdon_server.core.stock.model import NO_LIMIT, AdmitCode, AdmitItem, Admitted, Answer, SettleCode, Settlement
-from guerdon_server.platform.batching import Coalescer
+from guerdon_server.platform.batching import ENOUGH_ITEMS, Coalescer
 from guerdon_server.platform.errors import Code, ServiceError, failed_precondition, not_found
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ class Issuer:
             in_flight_max=2,
             queue_items_max=_LOOKUP_QUEUE_ITEMS_MAX,
             name="lookup",
+            enough_items=ENOUGH_ITEMS,
         )
         self.outcomes: Counter[str] = Counter()
         """By outcome: granted, replayed, pending, error, or the reason of a rejection."""

@@ -31,7 +31,7 @@ from guerdon_server.core.stock.model import (
 from guerdon_server.core.stock.ports import GateSource
 from guerdon_server.core.stock.redis.store import ITEMS_MAX, RedisGate
 from guerdon_server.core.stock.settling import SettleQueue
-from guerdon_server.platform.batching import Coalescer
+from guerdon_server.platform.batching import ENOUGH_ITEMS, Coalescer
 from guerdon_server.platform.errors import ServiceError
 from guerdon_server.platform.redis import RedisUnavailable
 
@@ -40,7 +40,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GateSettings:
-    """Every bound of the gate. Per group: items_max a script call, in_flight_max calls at once, queue_items_max.
+    """Every bound of the gate. Per group: items_max a script call, in_flight_max calls at once (the second one with
+    enough_items only), queue_items_max.
 
     attempts_max: how often a batch is tried when the group turns out to be closed. adopt_seconds_max: how long a
     rebuild by another worker is waited for before this one takes over; adopt_poll_seconds: how often to look.
@@ -48,6 +49,7 @@ class GateSettings:
 
     items_max: int = ITEMS_MAX
     in_flight_max: int = 2
+    enough_items: int = ENOUGH_ITEMS
     queue_items_max: int = 20_000
     attempts_max: int = 4
     adopt_seconds_max: float = 1.0
@@ -374,6 +376,7 @@ class Gate:
             in_flight_max=self._settings.in_flight_max,
             queue_items_max=self._settings.queue_items_max,
             name="gate",
+            enough_items=self._settings.enough_items,
             on_batch=self._on_batch,
             on_dropped=partial(self._give_back_dropped, group),
         )
