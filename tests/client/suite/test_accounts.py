@@ -10,6 +10,7 @@ from guerdon import (
     Entry,
     FixedValue,
     InvalidArgument,
+    NotFound,
     PrizeKind,
     TransferKind,
 )
@@ -109,3 +110,17 @@ async def test_an_account_must_be_named_in_full(client: AsyncClient) -> None:
     with pytest.raises(InvalidArgument) as unknown:
         await client.get_balance(account=AccountKey(AccountKind.UNSPECIFIED))
     assert [each.field for each in unknown.value.field_violations] == ["account.kind"]
+
+
+async def test_what_does_not_exist_has_no_balance(client: AsyncClient) -> None:
+    unknown = (
+        AccountKey(kind=AccountKind.STOCK, prize_id="no-such-prize"),
+        AccountKey(kind=AccountKind.HOLDING, user_id="ada", prize_id="no-such-prize"),
+        AccountKey(kind=AccountKind.BUDGET, promotion_id="no-such-promotion", asset="COIN"),
+    )
+    for account in unknown:
+        with pytest.raises(NotFound):
+            await client.get_balance(account=account)
+    with pytest.raises(NotFound):
+        await client.list_issuances(promotion_id="no-such-promotion")
+    assert (await client.list_issuances(user_id="nobody")).items == ()

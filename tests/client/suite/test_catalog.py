@@ -213,6 +213,8 @@ async def test_transitions_follow_the_life_of_a_promotion(
             with pytest.raises(FailedPrecondition) as raised:
                 await move
             assert raised.value.reason == "TRANSITION_NOT_ALLOWED"
+            reachable = [state.value for state in PromotionState if (start, state) in ALLOWED]
+            assert raised.value.metadata["reachable_states"] == (", ".join(reachable) or "none")
         assert (await client.get_promotion(promotion_id=promotion_id)).state is expected
 
 

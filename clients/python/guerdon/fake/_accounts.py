@@ -18,6 +18,10 @@ _OF_PRIZES: Final = frozenset({AccountKind.STOCK_SOURCE, AccountKind.STOCK, Acco
 
 def _get_balance(store: Store, request: account_pb2.GetBalanceRequest) -> Message:
     key = _checked_key(request.account)
+    if key.promotion_id:
+        store.promotion(key.promotion_id)
+    if key.prize_id:
+        store.prize(key.prize_id)
     return _shown(key, store.accounts.get(key, Account()))
 
 

@@ -179,11 +179,11 @@ def _transition_promotion(store: Store, request: promotion_pb2.TransitionPromoti
 
 def _move(store: Store, kept: promotion_pb2.Promotion, now: State.ValueType, target: State.ValueType) -> None:
     if target not in _REACHABLE[now]:
-        names = sorted(State.Name(each).removeprefix("PROMOTION_STATE_") for each in _REACHABLE[now])
+        names = [State.Name(each).removeprefix("PROMOTION_STATE_") for each in sorted(_REACHABLE[now])]
         raise precondition(
             "TRANSITION_NOT_ALLOWED",
             f"from {State.Name(now)} the promotion can go to: {', '.join(names) or 'no other state'}",
-            allowed=",".join(names),
+            reachable_states=", ".join(names) or "none",
         )
     if now == SCHEDULED and target == ACTIVE:
         kept.starts_at.CopyFrom(store.stamp())

@@ -412,6 +412,8 @@ def _list_issuances(store: Store, request: prize_pb2.ListIssuancesRequest) -> Me
     fields.raise_if_any()
     assert name is not None
     wanted = getattr(request, name)
+    if name == "promotion_id":
+        store.promotion(wanted)
     newest_first = [each for each in reversed(store.issuances.values()) if getattr(each, name) == wanted]
     items, token = page(newest_first, request.page_size, request.page_token)
     return prize_pb2.ListIssuancesResponse(issuances=items, next_page_token=token)
