@@ -123,7 +123,8 @@ class Settings:
     def validate(self) -> Iterator[Conflict]:
         """What single fields can't say."""
         for name, schemes in _SCHEMES.items():
-            if not getattr(self, name).startswith(schemes):
+            given = getattr(self, name)  # empty: `up` and `verify` put in their engines' own
+            if given and not given.startswith(schemes):
                 yield Conflict((name,), "an address that begins with " + " or ".join(schemes), f"Set {name}.")
         if self.grpc_port and self.grpc_port == self.metrics_port and self.grpc_host == self.metrics_host:
             yield Conflict(("grpc_port", "metrics_port"), "two different ports", "Move one of them.")

@@ -38,7 +38,7 @@ def show(
 ) -> None:
     """Show the effective settings and where each comes from; secrets are masked."""
     overrides = overrides_of(assignments, postgres_dsn=postgres_dsn, redis_url=redis_url)
-    loaded = load_settings(config_file, overrides, without=dict.fromkeys(CONNECTIONS, _ABSENT))
+    loaded = load_settings(config_file, overrides, without=dict.fromkeys(CONNECTIONS, ""))
     rows = [_row(row, getattr(loaded.settings, row.name)) for row in loaded.rows()]
     emit_list(
         rows,
@@ -53,7 +53,7 @@ def show(
 
 
 def _row(row: Row, value: object) -> Row:
-    if row.name in CONNECTIONS and value == _ABSENT:
+    if row.name in CONNECTIONS and not value:
         return Row(row.name, _ABSENT, "nowhere", f"{row.doc} `guerdon serve` needs it.")
     return row
 

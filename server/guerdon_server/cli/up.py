@@ -64,7 +64,7 @@ def up(
     folder = (data_dir or default_data_dir()).expanduser().absolute()
     overrides = overrides_of(assignments, grpc_port=grpc_port, metrics_port=metrics_port)
     # Its engines are its own, whatever the environment says; their addresses are known once they run.
-    loaded = load_settings(config_file, {**overrides, **dict.fromkeys(CONNECTIONS, "starting")})
+    loaded = load_settings(config_file, {**overrides, **dict.fromkeys(CONNECTIONS, "")})
     loaded = _with_free_ports(loaded)
     import uvloop  # noqa: PLC0415
 
