@@ -39,17 +39,20 @@ async def create_pool(
     size_max: int = 10,
     application_name: str = "guerdon",
     statement_timeout_seconds: float | None = None,
+    lock_timeout_seconds: float | None = None,
     statement_cache_size: int = 256,
     connect_timeout_seconds: float = _CONNECT_SECONDS_MAX,
 ) -> Pool:
     """A pool whose sessions have search_path `guerdon`, UTC and no JIT; close it with `await pool.close()`.
 
-    `statement_timeout_seconds` must stay None for a pool that commits: a commit is never cancelled. Behind pgbouncer
+    `statement_timeout_seconds` must stay None for a pool that commits: a commit is never cancelled. With
+    `lock_timeout_seconds` it gives up by itself when it waits so long for a lock (55P03: nothing was written). Behind
+    pgbouncer
     before 1.21 in transaction mode set `statement_cache_size` 0. Sessions are not reset on release (that would cost
     a round trip each time; an open transaction is rolled back all the same): use SET LOCAL and transaction-level
     advisory locks only. Raises OSError, TimeoutError or asyncpg.PostgresError if the server can't be reached.
     """
-    timeout_ms = 0 if statement_timeout_seconds is None else round(statement_timeout_seconds * 1000)
+    statement_ms, lock_ms = (round((t or 0) * 1000) for t in (statement_timeout_seconds, lock_timeout_seconds))
     return await asyncpg.create_pool(
         dsn,
         min_size=size_min,
@@ -58,7 +61,11 @@ async def create_pool(
         statement_cache_size=statement_cache_size,
         timeout=connect_timeout_seconds,
         reset=_keep_session,
-        server_settings={**_session_settings(application_name), "statement_timeout": f"{timeout_ms}ms"},
+        server_settings={
+            **_session_settings(application_name),
+            "statement_timeout": f"{statement_ms}ms",
+            "lock_timeout": f"{lock_ms}ms",
+        },
     )
 
 

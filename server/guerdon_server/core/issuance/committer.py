@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeAlias
 
@@ -17,6 +17,8 @@ from guerdon_server.platform.errors import Code, ServiceError
 _log = logging.getLogger(__name__)
 _RESOLVE_ATTEMPTS_MAX = 4
 _RESOLVE_PAUSE_SECONDS = 0.1
+_RESOLVE_PAUSE_SECONDS_MAX = 1.0
+_UNRESOLVED_BATCHES_MAX = 100
 
 Committed: TypeAlias = CommitResult | ServiceError
 """One item's outcome: decided by the ledger, or why there is none."""
@@ -61,6 +63,8 @@ class Committer:
         )
         self.unknown_total = 0
         self.poison_total = 0
+        self._unresolved: deque[Sequence[CommitItem]] = deque()
+        self._resolving: asyncio.Task[None] | None = None
 
     def submit(self, items: Sequence[CommitItem]) -> asyncio.Future[Sequence[Committed]]:
         """Outcomes in the order of the items, after they are durable. Raises QueueFull (all given back)."""
@@ -75,8 +79,11 @@ class Committer:
         self._settle((item, SettleCode.GIVEN_BACK, 0) for item in items)
 
     async def aclose(self) -> None:
-        """Finish what is queued and in flight."""
+        """Finish what is queued and in flight. What is unknown still is left to the sweeper."""
         await self.batches.aclose()
+        if self._resolving is not None:
+            self._resolving.cancel()
+            await asyncio.wait({self._resolving})
 
     async def _run(self, items: list[CommitItem]) -> Sequence[Committed]:
         if len({(item.promotion, item.request_id) for item in items}) == len(items):
@@ -139,8 +146,37 @@ class Committer:
                 await asyncio.sleep(_RESOLVE_PAUSE_SECONDS * 2**attempt)
                 continue
             return [_resolved(item, *fence) for item, fence in zip(items, fences, strict=True)]
-        # The admissions stay open: the sweeper fences them when the ledger is back.
+        self._resolve_later(items)
         return [unknown] * len(items)
+
+    def _resolve_later(self, items: Sequence[CommitItem]) -> None:
+        """The callers are told that it is unknown; when they repeat it, it must not be pending until it is old."""
+        if len(self._unresolved) >= _UNRESOLVED_BATCHES_MAX:
+            return  # the sweeper's
+        self._unresolved.append(items)
+        if self._resolving is None:
+            self._resolving = asyncio.get_running_loop().create_task(self._keep_resolving(), name="commit resolving")
+
+    async def _keep_resolving(self) -> None:
+        pause_seconds = _RESOLVE_PAUSE_SECONDS
+        try:
+            while self._unresolved:
+                items = self._unresolved[0]
+                try:
+                    fences = await self._ledger.fence([(i.promotion, i.request_id, i.admission) for i in items])
+                except (LedgerAway, OutcomeUnknown):
+                    await asyncio.sleep(pause_seconds)
+                    pause_seconds = min(2 * pause_seconds, _RESOLVE_PAUSE_SECONDS_MAX)
+                    continue
+                except Exception:
+                    _log.exception("unknown outcomes are left to the sweeper", extra={"items": len(items)})
+                else:
+                    results = [_resolved(item, *fence) for item, fence in zip(items, fences, strict=True)]
+                    self._settle(_settlements(items, results))
+                    pause_seconds = _RESOLVE_PAUSE_SECONDS
+                self._unresolved.popleft()
+        finally:
+            self._resolving = None
 
     def _settle(self, settled: Iterable[tuple[CommitItem, SettleCode, int]]) -> None:
         by_group: dict[int, list[Settlement]] = defaultdict(list)
