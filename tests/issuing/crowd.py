@@ -37,10 +37,18 @@ class Crowd:
         await eventually(lambda: len(self.granted) >= until or bool(self.strange), poll_seconds=0.005)
         assert not self.strange, self.strange[:3]
 
+    async def more_or_noticed(self, count: int, *reasons: str) -> None:
+        """Waits for whichever comes first."""
+        until, before = len(self.granted) + count, self._refusals(reasons)
+        await eventually(lambda: len(self.granted) >= until or self._refusals(reasons) > before, poll_seconds=0.005)
+
+    def _refusals(self, reasons: Sequence[str]) -> int:
+        return sum(self.refused[reason] for reason in reasons)
+
     async def noticed(self, *reasons: str) -> None:
         """Waits until callers are refused for one of these reasons."""
-        before = sum(self.refused[reason] for reason in reasons)
-        await eventually(lambda: sum(self.refused[reason] for reason in reasons) > before, poll_seconds=0.005)
+        before = self._refusals(reasons)
+        await eventually(lambda: self._refusals(reasons) > before, poll_seconds=0.005)
 
     async def replays_are_the_originals(self) -> None:
         """Each acknowledged grant, asked again at every desk in turn, is answered by itself."""

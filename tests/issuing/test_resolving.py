@@ -13,7 +13,7 @@ from guerdon.v1 import prize_pb2 as prize
 from guerdon_server import bootstrap
 from guerdon_server.platform import postgres, redis
 from guerdon_server.settings import Settings
-from tests.issuing.desk import Desk, ask, item, kinds, opened, outcome, reason
+from tests.issuing.desk import Desk, ask, eventually, item, kinds, opened, outcome, reason
 from tests.issuing.proof import at_rest, open_admissions, proven
 
 
