@@ -40,7 +40,7 @@ ORDER BY x.ord
 _ABSENT = KnownRequest(state=RequestState.ABSENT, admission=0, issuance=None, basis=None, attribute=None)
 # Rolled back for a reason that passes: another transaction was in the way.
 _TRY_AGAIN = frozenset({"GD001", "40001", "40P01"})
-# It waited for a lock as long as it may (lock_timeout), and gave up before it wrote: somebody who holds it stands still.
+# It waited for a lock as long as it may (lock_timeout), and gave up before it wrote: who holds it stands still.
 _LOCKED_OUT = "55P03"
 # The server refused for want of resources, or is read-only (a standby): rolled back, not the batch's fault.
 _NOT_NOW_CLASSES = frozenset({"53", "25"})
