@@ -72,7 +72,7 @@ async def test_killed_and_restarted_it_has_every_acknowledged_grant(
     frail: Settings, desks: tuple[Desk, Desk], engine: PostgresEngine
 ) -> None:
     async with crowd(desks) as people:
-        for _ in range(3):
+        for _ in range(2):
             await people.more(100)
             await engine.kill()
             await people.noticed("LEDGER_UNAVAILABLE", "OUTCOME_UNKNOWN")
@@ -149,7 +149,7 @@ async def test_a_commit_that_is_cut_off_and_gets_through_later_is_found(
         await desk.opens()
         await desk.coupon(stock=1000)
         async with crowd([desk]) as people:
-            for _ in range(3):
+            for _ in range(2):
                 await people.more(30)
                 backends = await _backends(hasty)
                 for pid in backends:

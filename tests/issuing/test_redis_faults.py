@@ -104,12 +104,12 @@ async def test_under_load_nothing_is_lost_and_nothing_given_twice(
     frail: Settings, valkey: ValkeyEngine, desks: tuple[Desk, Desk], fault: str
 ) -> None:
     async with crowd(desks) as people:
-        await people.more(50)
-        for _ in range(3):
+        await people.more(30)
+        for _ in range(2):
             client = redis.connect(valkey.url)
             await FAULTS[fault](valkey, client)
             await client.aclose()
-            await people.more(50)
+            await people.more(30)
 
     assert not people.rejected
     assert (await desks[0].stock()).issued_units == len(people.granted)

@@ -195,14 +195,14 @@ async def test_a_promotion_starts_and_ends_by_itself_on_every_server(
     await connection.close()
 
 
-@pytest.mark.parametrize("milliseconds", [1, 2, 3, 5])
+@pytest.mark.parametrize("milliseconds", [1, 4])
 async def test_callers_who_leave_in_the_middle_leave_nothing_open(
     desk: Desk, settings: Settings, milliseconds: int
 ) -> None:
     await desk.opens()
     await desk.coupon(stock=100_000)
     await desk.grant(ask())
-    requests = [ask(f"gone-{milliseconds}-{n}", user_id=f"u-{n % 11}") for n in range(600)]
+    requests = [ask(f"gone-{milliseconds}-{n}", user_id=f"u-{n % 11}") for n in range(400)]
     answers = []
     for start in range(0, len(requests), 100):
         answers += await asyncio.gather(

@@ -116,7 +116,7 @@ async def test_two_servers_and_one_is_killed_again_and_again(settings: Settings)
         await desk.opens()
         await desk.coupon(stock=100_000)
         granted = 0
-        for _ in range(3):
+        for _ in range(2):
             async with serving(settings) as doomed, opened(doomed.grpc) as other:
                 async with crowd([desk, other]) as people:
                     await people.more(60)
