@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from guerdon.v1 import prize_pb2 as prize
-from tests.issuing.desk import Desk, Refusal, ask, fresh, item, kinds
+from tests.issuing.desk import Desk, Refusal, ask, fresh, item, kinds, reason
 
 
 async def test_one_bad_item_of_each_kind_does_not_disturb_the_others(desk: Desk) -> None:
@@ -187,3 +187,18 @@ async def test_a_thousand_items_are_answered_in_order(desk: Desk) -> None:
     assert kinds(results) == ["granted"] * 990 + ["SOLD_OUT"] * 10
     assert [r.granted.request_id for r in results[:990]] == [i.request_id for i in items[:990]]
     assert kinds(await desk.batch(items, together=True)) == ["replayed"] * 990 + ["SOLD_OUT"] * 10
+
+
+async def test_who_was_refused_is_not_refused_again_for_what_that_attempt_held(desk: Desk) -> None:
+    await desk.opens()
+    await desk.coupon(stock=2, limit=1)
+    for number in range(40):
+        users = [f"u-{number}", f"v-{number}"]
+        over = [item(user_id=user) for user in (*users, users[0])]
+        assert kinds(await desk.batch(over, together=True))[:2] == ["BATCH_NOT_GRANTED"] * 2
+        cancelled = ask(user_id=users[0])
+        await desk.became(cancelled.request_id, cancel=True)
+        assert reason(await desk.rejection(cancelled)) == "CANCELLED"
+
+        assert kinds(await desk.batch([item(user_id=user) for user in users], together=True)) == ["granted"] * 2
+        await desk.adjusts_stock(2)
