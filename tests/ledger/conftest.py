@@ -145,8 +145,8 @@ class Books:
     async def dump(self) -> dict[str, list[tuple[object, ...]]]:
         """Everything that a refusal must not change."""
         tables = {
-            "account": "SELECT id, debits, credits, floor FROM guerdon.account WHERE kind NOT IN (3, 6) ORDER BY id",
-            "used": "SELECT id, debits, credits FROM guerdon.account WHERE debits + credits > 0 ORDER BY id",
+            "account": "SELECT * FROM guerdon.account ORDER BY id",
+            "subject": "SELECT * FROM guerdon.subject ORDER BY sid",
             "request": "SELECT * FROM guerdon.request ORDER BY promotion, request_id",
             "transfer": "SELECT * FROM guerdon.transfer ORDER BY id",
             "batch": "SELECT * FROM guerdon.batch ORDER BY id",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from guerdon_server.core.issuance.model import PromotionTerms
 from guerdon_server.core.issuance.ports import TermsSource
 from guerdon_server.platform.batching import Coalescer
+from guerdon_server.platform.errors import ServiceError
 
 _log = logging.getLogger(__name__)
 _LOAD_ITEMS_MAX = 500
@@ -94,6 +95,8 @@ async def keep_fresh(catalogue: Catalogue, interval_seconds: float) -> None:
     while True:
         try:
             await catalogue.poll()
+        except ServiceError as error:
+            _log.warning("the catalogue could not be polled", extra={"why": error.message})
         except Exception:
-            _log.warning("the catalogue could not be polled", exc_info=True)
+            _log.exception("polling the catalogue failed")
         await asyncio.sleep(interval_seconds)

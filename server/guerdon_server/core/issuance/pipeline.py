@@ -49,6 +49,7 @@ class GatePort(Protocol):
 
     async def admit(self, group: int, items: Sequence[AdmitItem]) -> Admitted: ...
     def settle(self, group: int, settlements: Iterable[Settlement]) -> None: ...
+    async def settled(self) -> None: ...
     def epoch_refused(self, group: int, epoch: int) -> None: ...
     async def is_pending(self, group: int, request_id: str) -> bool: ...
 
@@ -96,10 +97,11 @@ class IssuerSettings:
 class _Slot:
     """One item on its way.
 
-    `decision`: what it is admitted for; `refusal`: what is said unless it was granted before; `outcome`: final.
+    `decision`: what it is admitted for; `admitted`: whether the gate ever let it pass; `refusal`: what is said unless
+    it was granted before; `outcome`: final.
     """
 
-    __slots__ = ("admission", "decision", "epoch", "item", "outcome", "refusal")
+    __slots__ = ("admission", "admitted", "decision", "epoch", "item", "outcome", "refusal")
 
     def __init__(self, item: IssueItem) -> None:
         self.item = item
@@ -107,6 +109,7 @@ class _Slot:
         self.refusal: Rejection | ServiceError | None = None
         self.outcome: Outcome | None = None
         self.admission = 0
+        self.admitted = False
         self.epoch = 0
 
 
@@ -151,13 +154,13 @@ class Issuer:
         FAILED_PRECONDITION / ENTRANCE_NOT_BOUND (unless all had been granted before). An error in the list leaves its
         own item's outcome open only if it says so (UNAVAILABLE / OUTCOME_UNKNOWN).
         """
-        principal = self._principals.get(call.principal) or await self._know(call.principal)
         slots = [_Slot(item) for item in call.items]
         todo, attempts = slots, 0
         twin_wait = _TwinWait(self._settings.twin_wait_seconds_max)
         while todo:
             terms = await self._decide(call, todo, anew=attempts > 0)
             passed, refused = _split(todo, call)
+            principal = (self._principals.get(call.principal) or await self._know(call.principal)) if passed else 0
             admitted, waiting = await self._admit(terms, passed, refused, call) if passed else ([], [])
             stale = await self._commit(call, principal, admitted) if admitted else []
             if refused:
@@ -177,6 +180,9 @@ class Issuer:
                     slot.refusal = rules.batch_not_granted()
                 await self._replay(call, terms, todo)
                 todo = []
+        if any(slot.admitted and isinstance(slot.outcome, Rejection) for slot in slots):
+            # What they took is given back before they hear of it: else their next request may be refused for it.
+            await self._gate.settled()
         for slot in slots:
             if isinstance(slot.outcome, ServiceError) and slot.outcome.reason == rules.ENTRANCE_NOT_BOUND:
                 raise slot.outcome  # of the call, not of the item
@@ -256,6 +262,7 @@ class Issuer:
         for slot, answer in zip(slots, answers, strict=True):
             slot.epoch = answer.epoch
             if answer.code is AdmitCode.ADMITTED:
+                slot.admitted = True
                 admitted.append(slot)
             elif answer.code is AdmitCode.PENDING:
                 waiting.append(slot)

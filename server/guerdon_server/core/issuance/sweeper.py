@@ -13,6 +13,7 @@ from guerdon_server.core.ledger.model import RequestState
 from guerdon_server.core.ledger.ports import Ledger
 from guerdon_server.core.stock.model import OpenAdmission, OpenAdmissions, Reconciled, SettleCode, Settlement
 from guerdon_server.platform.errors import ServiceError
+from guerdon_server.platform.postgres import is_unavailable
 
 _log = logging.getLogger(__name__)
 _FENCE_ITEMS_MAX = 500
@@ -21,7 +22,7 @@ _FENCE_ITEMS_MAX = 500
 class SweptGate(Protocol):
     """The part of the gate that the jobs need."""
 
-    async def open_admissions(self, group: int, *, limit: int) -> OpenAdmissions | None: ...
+    async def open_admissions(self, group: int, *, limit: int) -> OpenAdmissions: ...
     def settle(self, group: int, settlements: Sequence[Settlement]) -> None: ...
     async def reconcile(self, group: int) -> Reconciled: ...
 
@@ -71,14 +72,21 @@ class Sweeper:
             return
         open_admissions = oldest_ms = 0
         for group in await self._workers.running_promotions():
-            found = await self._gate.open_admissions(group, limit=_FENCE_ITEMS_MAX)
-            if found is not None:
-                open_admissions += found.total
-                oldest_ms = max([oldest_ms, *(admission.age_ms for admission in found.oldest)])
-                await self._fence(group, await self._abandoned(found.oldest))
-            result = (await self._gate.reconcile(group)).value
-            self.counts.reconciled[result] = self.counts.reconciled.get(result, 0) + 1
+            try:
+                found = await self._sweep(group)
+            except ServiceError as error:  # the others are not to wait for this one
+                _log.warning("a promotion could not be swept", extra={"group": group, "why": error.message})
+                continue
+            open_admissions += found.total
+            oldest_ms = max([oldest_ms, *(admission.age_ms for admission in found.oldest)])
         self.counts.open_admissions, self.counts.oldest_ms = open_admissions, oldest_ms
+
+    async def _sweep(self, group: int) -> OpenAdmissions:
+        found = await self._gate.open_admissions(group, limit=_FENCE_ITEMS_MAX)
+        await self._fence(group, await self._abandoned(found.oldest))
+        result = (await self._gate.reconcile(group)).value
+        self.counts.reconciled[result] = self.counts.reconciled.get(result, 0) + 1
+        return found
 
     async def _abandoned(self, admissions: Sequence[OpenAdmission]) -> list[OpenAdmission]:
         if not admissions:
@@ -114,6 +122,9 @@ async def keep_sweeping(sweeper: Sweeper, interval_seconds: float) -> None:
             await sweeper.run_once()
         except ServiceError as error:
             _log.warning("sweeping has to wait", extra={"why": error.message})
-        except Exception:
-            _log.exception("sweeping failed")
+        except Exception as error:
+            if isinstance(error, OSError) or is_unavailable(error):  # every second while PostgreSQL is away
+                _log.warning("sweeping has to wait", extra={"why": str(error)})
+            else:
+                _log.exception("sweeping failed")
         await asyncio.sleep(interval_seconds)

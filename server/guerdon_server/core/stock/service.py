@@ -59,6 +59,7 @@ class GateSettings:
     settle_gather_seconds: float = 0.003
     settle_pause_seconds_min: float = 0.05
     settle_pause_seconds_max: float = 2.0
+    settled_seconds_max: float = 0.5
     close_seconds_max: float = 5.0
     backfill_page_items: int = 1000
     backfill_takeover_seconds: float = 5.0
@@ -165,6 +166,10 @@ class Gate:
     def settle(self, group: int, settlements: Iterable[Settlement]) -> None:
         """Report what became of admissions; at once and without failing, sent in the background."""
         self.settling.put(group, settlements)
+
+    async def settled(self) -> None:
+        """Wait, within limits, until what was reported before this call has arrived in Redis."""
+        await self.settling.sent(self._settings.settled_seconds_max)
 
     async def _admit_batch(self, group: int, known: _Group, items: list[AdmitItem]) -> Sequence[Answer]:
         sent = reloaded = False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from guerdon_server.core.stock.model import Settlement
+from guerdon_server.core.stock.model import SettleCode, Settlement
 from guerdon_server.platform.redis import RedisUnavailable
 
 _logger = logging.getLogger(__name__)
@@ -43,6 +44,10 @@ class SettleQueue:
         self._pause_seconds_max = pause_seconds_max
         self._queue: deque[tuple[int, Settlement]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self._put_total = 0
+        self._done_total = 0
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._closed = False
 
     @property
@@ -52,10 +57,30 @@ class SettleQueue:
 
     def put(self, group: int, settlements: Iterable[Settlement]) -> None:
         """Enqueue; never waits and never fails."""
-        self._queue.extend([(group, settlement) for settlement in settlements])
+        added = [(group, settlement) for settlement in settlements]
+        self._queue.extend(added)
+        self._put_total += len(added)
+        if any(settlement.code is SettleCode.GIVEN_BACK for _, settlement in added):
+            self._hurry.set()  # somebody is refused what this holds
         self._drop_oldest()
         if self._queue and self._task is None and not self._closed:
             self._task = asyncio.get_running_loop().create_task(self._drain(), name="gate settling")
+
+    async def sent(self, seconds_max: float) -> None:
+        """Wait until all that was put before this call has been sent or dropped, for at most `seconds_max`."""
+        target = self._put_total
+        if self._done_total >= target or self._closed:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((target, waiter))
+        await asyncio.wait({waiter}, timeout=seconds_max)
+
+    def _done(self, count: int) -> None:
+        self._done_total += count
+        while self._waiters and self._waiters[0][0] <= self._done_total:
+            _, waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def aclose(self, seconds_max: float) -> None:
         """Send what is queued, for at most `seconds_max`; what is left then is dropped and counted."""
@@ -73,10 +98,14 @@ class SettleQueue:
         try:
             while self._queue:
                 if len(self._queue) < self._batch_items_max and not self._closed:
-                    # Nobody waits for this, and a call costs as much as many settlements.
-                    await asyncio.sleep(self._gather_seconds)
+                    # A call costs as much as many settlements, and nobody waits for grants to be settled.
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self._gather_seconds):
+                            await self._hurry.wait()
+                self._hurry.clear()
                 batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_items_max))]
                 unsent = await self._send_batch(batch)
+                self._done(len(batch) - len(unsent))
                 if not unsent:
                     pause_seconds = self._pause_seconds_min
                     continue
@@ -110,3 +139,4 @@ class SettleQueue:
         while len(self._queue) > self._queue_items_max:
             self._queue.popleft()
             self.dropped_total += 1
+            self._done(1)

@@ -61,6 +61,8 @@ DECLARE
     c smallint;
     -- Of each item.
     subjects bigint[];
+    new_subjects bigint[]; -- made here, and taken away again where nothing came of it
+    new_accounts bigint[];
     stock_accounts bigint[];
     holding_accounts bigint[];
     budget_accounts bigint[];
@@ -111,10 +113,13 @@ BEGIN
     FROM unnest(i_user) WITH ORDINALITY u(user_id, ord)
     LEFT JOIN LATERAL (SELECT sid FROM guerdon.subject t WHERE t.user_id = u.user_id LIMIT 1) s ON true;
     IF missing > 0 THEN
-        INSERT INTO guerdon.subject (user_id)
-        SELECT DISTINCT u.user_id
-        FROM unnest(i_user, subjects) u(user_id, sid) WHERE u.sid IS NULL ORDER BY u.user_id
-        ON CONFLICT DO NOTHING;
+        WITH inserted AS (
+            INSERT INTO guerdon.subject (user_id)
+            SELECT DISTINCT u.user_id
+            FROM unnest(i_user, subjects) u(user_id, sid) WHERE u.sid IS NULL ORDER BY u.user_id
+            ON CONFLICT DO NOTHING RETURNING sid
+        )
+        SELECT array_agg(sid) INTO new_subjects FROM inserted;
         SELECT array_agg(s.sid ORDER BY u.ord) INTO subjects
         FROM unnest(i_user) WITH ORDINALITY u(user_id, ord)
         CROSS JOIN LATERAL (SELECT sid FROM guerdon.subject t WHERE t.user_id = u.user_id LIMIT 1) s;
@@ -146,15 +151,18 @@ BEGIN
         ) a ON true;
         EXIT WHEN missing = 0;
         ASSERT attempt = 1, 'an account could not be inserted';
-        INSERT INTO guerdon.account (kind, owner, item)
-        SELECT DISTINCT 3, x.subject, x.prize
-        FROM unnest(subjects, i_prize, holding_accounts) x(subject, prize, id) WHERE x.id IS NULL
-        UNION ALL
-        SELECT DISTINCT 6, x.subject, x.asset
-        FROM unnest(subjects, wallet_assets, credit_accounts) x(subject, asset, id)
-        WHERE x.id IS NULL AND x.asset IS NOT NULL
-        ORDER BY 1, 2, 3
-        ON CONFLICT DO NOTHING;
+        WITH inserted AS (
+            INSERT INTO guerdon.account (kind, owner, item)
+            SELECT DISTINCT 3, x.subject, x.prize
+            FROM unnest(subjects, i_prize, holding_accounts) x(subject, prize, id) WHERE x.id IS NULL
+            UNION ALL
+            SELECT DISTINCT 6, x.subject, x.asset
+            FROM unnest(subjects, wallet_assets, credit_accounts) x(subject, asset, id)
+            WHERE x.id IS NULL AND x.asset IS NOT NULL
+            ORDER BY 1, 2, 3
+            ON CONFLICT DO NOTHING RETURNING id
+        )
+        SELECT array_agg(id) INTO new_accounts FROM inserted;
     END LOOP;
 
     -- 3. Accounts, sorted; `places` says where in the sorted list the four accounts of each item are.
@@ -277,6 +285,15 @@ BEGIN
             expires_at[i] := coalesce(untils[i], booked_at + days[i] * interval '24 hours');
         END IF;
     END LOOP;
+    IF granted_count < n THEN
+        -- A refusal changes nothing: what was made for it goes (nobody else has seen it).
+        DELETE FROM guerdon.account a USING guerdon.account_deltas(account_ids, debit_sums, credit_sums) x
+        WHERE a.id = x.id AND x.debit = 0 AND x.credit = 0 AND a.id = ANY (new_accounts);
+        DELETE FROM guerdon.subject s
+        WHERE s.sid = ANY (new_subjects) AND NOT EXISTS (
+            SELECT FROM unnest(subjects, issuance) x(sid, issuance) WHERE x.sid = s.sid AND x.issuance IS NOT NULL
+        );
+    END IF;
     IF granted_count = 0 THEN
         RETURN;
     END IF;
