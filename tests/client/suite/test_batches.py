@@ -175,3 +175,18 @@ async def test_a_thousand_in_one_batch(client: AsyncClient, shop: Shop) -> None:
     assert sorted(set(said(outcomes))) == [RejectionReason.SOLD_OUT.value, "granted"]
     assert said(outcomes).count("granted") == 999
     assert await client.get_prize_stock(prize_id=prize.prize_id) == PrizeStock(prize.prize_id, 999, 999, 0)
+
+
+async def test_an_id_that_was_granted_to_somebody_else_keeps_all_from_it(client: AsyncClient, shop: Shop) -> None:
+    await shop.opens()
+    prize = await shop.prize(stock=10)
+    taken = shop.item(prize)
+    assert said(await batch(shop, [taken], PER_ITEM)) == ["granted"]
+    reused = BatchItem(prize_id=prize.prize_id, user_id="somebody-else", request_id=taken.request_id)
+    items = [shop.item(prize), reused, shop.item(prize)]
+    assert said(await batch(shop, items, ALL_OR_NOTHING)) == [
+        "BATCH_NOT_GRANTED",
+        "REQUEST_ID_REUSED",
+        "BATCH_NOT_GRANTED",
+    ]
+    assert (await client.get_prize_stock(prize_id=prize.prize_id)).issued_units == 1
