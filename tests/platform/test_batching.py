@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from guerdon_server.platform.batching import Coalescer, CoalescerClosed, QueueFull
+from guerdon_server.platform.batching import BUSY_ITEMS, Coalescer, CoalescerClosed, QueueFull
 
 
 class Recorder:
@@ -32,7 +32,13 @@ class Recorder:
 
 
 def coalescer(
-    recorder: Recorder, *, items_max: int = 4, in_flight_max: int = 1, queue_items_max: int = 100, enough_items: int = 1
+    recorder: Recorder,
+    *,
+    items_max: int = 4,
+    in_flight_max: int = 1,
+    queue_items_max: int = 100,
+    enough_items: int = 1,
+    gather_seconds: float = 0.002,
 ) -> Coalescer[int, int]:
     return Coalescer(
         recorder.run,
@@ -40,6 +46,7 @@ def coalescer(
         in_flight_max=in_flight_max,
         queue_items_max=queue_items_max,
         enough_items=enough_items,
+        gather_seconds=gather_seconds,
         name="test",
     )
 
@@ -99,6 +106,33 @@ async def test_a_small_batch_does_not_start_beside_another() -> None:
     assert recorder.batches == [[1], [2, 3, 4]]
     recorder.release.set()
     assert await together(*futures) == [[2], [4, 6], [8]]
+
+
+async def test_in_a_busy_time_a_few_items_wait_for_more() -> None:
+    recorder = Recorder()
+    joined = coalescer(recorder, items_max=100, enough_items=10, gather_seconds=0.2)
+    await joined.submit([1] * BUSY_ITEMS)
+    futures = [joined.submit([1])]
+    await _ticks(100)
+    futures.append(joined.submit([2]))
+    assert await together(*futures) == [[2], [4]]
+    assert recorder.batches == [[1] * BUSY_ITEMS, [1, 2]]
+
+
+async def test_in_a_busy_time_enough_items_do_not_wait() -> None:
+    recorder = Recorder()
+    joined = coalescer(recorder, items_max=100, enough_items=10, gather_seconds=3600)
+    await joined.submit([1] * BUSY_ITEMS)
+    assert await joined.submit([1] * 10) == [2] * 10
+
+
+async def test_in_a_quiet_time_nobody_waits() -> None:
+    recorder = Recorder()
+    joined = coalescer(recorder, items_max=100, enough_items=10, gather_seconds=3600)
+    for number in range(5):
+        assert await joined.submit([number]) == [2 * number]
+    assert await joined.submit([1] * (BUSY_ITEMS - 1)) == [2] * (BUSY_ITEMS - 1)
+    assert await joined.submit([1]) == [2]
 
 
 async def test_so_many_batches_are_in_flight_and_no_more() -> None:

@@ -1,9 +1,9 @@
-"""Group commit without a timer: while a batch is in flight, the next one forms.
+"""Group commit: while a batch is in flight, the next one forms.
 
-A batch starts when the event loop has been quiet for a few ticks, which take microseconds where there is nothing to do:
-idle traffic pays no delay. A busy loop is never quiet, and gathers for up to `ticks_max` ticks: a call to Redis or
-PostgreSQL costs as much CPU as several requests, so a server at its limit must not make one for each. Every queue has
-a named maximum.
+A batch starts when the event loop has been quiet for a few ticks, which take microseconds where nothing is to be done:
+idle traffic pays no delay. A call to Redis or PostgreSQL costs as much CPU as several requests, so a busy server must
+not make one for each: where the last batch had several items, less than enough waits for `gather_seconds`. Every queue
+has a named maximum.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ Result = TypeVar("Result")
 RETRY_AFTER_MS = 200
 QUIET_TICKS = 3
 TICKS_MAX = 32
+BUSY_ITEMS = 4
+"""A batch of so many says that the next items are on their way."""
+GATHER_SECONDS = 0.002
 ENOUGH_ITEMS = 64
 """For batches that cost a round trip each: a second one in flight should carry at least so many."""
 
@@ -59,7 +62,7 @@ class Coalescer(Generic[Item, Result]):
     `run` gets between 1 and `items_max` items in order of arrival and returns as many results in the same order; its
     exception goes to every waiter of that batch. A chunk is never split. At most `in_flight_max` batches run at once,
     and beside another only one of at least `enough_items`: a small one costs a whole round trip too, so less waits for
-    more.
+    more, also for `gather_seconds` where the last batch had `BUSY_ITEMS`.
 
     A caller's cancellation never cancels a batch. A chunk that was cancelled while still queued is not run at all
     (`on_unrun(items)` tells the owner); one that was in flight is run to its end, and `on_dropped(items, results)`
@@ -80,6 +83,7 @@ class Coalescer(Generic[Item, Result]):
         queue_items_max: int,
         name: str,
         enough_items: int = 1,
+        gather_seconds: float = GATHER_SECONDS,
         quiet_ticks: int = QUIET_TICKS,
         ticks_max: int = TICKS_MAX,
         on_batch: Callable[[int, float], None] | None = None,
@@ -96,6 +100,7 @@ class Coalescer(Generic[Item, Result]):
         self.batches_total = 0
         self.items_total = 0
         self._run = run
+        self._gather_seconds = gather_seconds
         self._quiet_ticks_needed = quiet_ticks
         self._ticks_max = ticks_max
         self._items_max = items_max
@@ -109,6 +114,7 @@ class Coalescer(Generic[Item, Result]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering = False
+        self._last_items = 0
         self._gathered_items = 0
         self._quiet_ticks = 0
         self._ticks = 0
@@ -152,7 +158,10 @@ class Coalescer(Generic[Item, Result]):
         self._loop.call_soon(self._gather)
 
     def _gather(self) -> None:
-        """Once a loop tick: go on while items keep coming, so that a busy loop fills its batches by itself."""
+        """Once a loop tick: go on while items keep coming; then, if the last batch says that it is a busy time, sleep.
+
+        Sleeping, not spinning: what is on its way can only arrive when the loop waits for it.
+        """
         self._ticks += 1
         if self.queued_items == self._gathered_items:
             self._quiet_ticks += 1
@@ -167,6 +176,13 @@ class Coalescer(Generic[Item, Result]):
             assert self._loop is not None
             self._loop.call_soon(self._gather)
             return
+        if self._last_items >= BUSY_ITEMS and self.queued_items < self._enough_items:
+            assert self._loop is not None
+            self._loop.call_later(self._gather_seconds, self._gathered)
+        else:
+            self._gathered()
+
+    def _gathered(self) -> None:
         self._gathering = False
         self._start()
 
@@ -178,6 +194,7 @@ class Coalescer(Generic[Item, Result]):
             if not items:
                 continue
             self.in_flight += 1
+            self._last_items = len(items)
             task = self._loop.create_task(self._run_batch(items, waiters))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
