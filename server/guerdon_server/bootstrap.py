@@ -15,6 +15,8 @@ from importlib.resources.abc import Traversable
 from typing import Any
 from urllib.parse import urlsplit
 
+from prometheus_client import CollectorRegistry
+
 from guerdon_server.core.entrance.service import EntranceService
 from guerdon_server.core.issuance.catalogue import Catalogue, keep_fresh
 from guerdon_server.core.issuance.committer import Committer
@@ -132,27 +134,10 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
         metrics = IssuingMetrics(registry)
         client = redis.connect(settings.redis_url)
         stack.push_async_callback(client.aclose)
-        gate = Gate(
-            RedisGate(client),
-            PostgresGateSource(reads),
-            settings=GateSettings(
-                items_max=settings.admit_batch_items_max,
-                in_flight_max=settings.admit_batches_in_flight_max,
-                queue_items_max=settings.admit_queue_items_max,
-            ),
-            on_batch=metrics.admitted,
-            on_settled=metrics.settled,
-        )
+        gate = _gate(settings, client, reads, metrics)
         stack.push_async_callback(gate.aclose)
         ledger = PostgresLedger(commits, reads, worker=incarnation, commit_seconds_max=settings.commit_seconds_max)
-        committer = Committer(
-            ledger,
-            gate,
-            items_max=settings.commit_batch_items_max,
-            in_flight_max=settings.commit_batches_in_flight_max,
-            queue_items_max=settings.commit_queue_items_max,
-            on_batch=metrics.committed,
-        )
+        committer = _committer(settings, ledger, gate, metrics)
         stack.push_async_callback(committer.aclose)
         catalogue = Catalogue(PostgresTerms(reads), promotions_max=settings.catalogue_promotions_max)
         stack.push_async_callback(catalogue.aclose)
@@ -185,25 +170,7 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
             )
         )
 
-        changes = _Changes(gate, catalogue)
-        promotions = PromotionService(reads, changes)
-        prizes = PrizeService(reads, changes)
-        statement = PostgresStatement(reads)
-        issuance_reads = IssuanceReads(statement)
-        server = Server(
-            (
-                PromotionServicer(promotions),
-                EntranceServicer(EntranceService(reads), promotions, prizes),
-                PrizeCatalogueServicer(prizes),
-                AccountServicer(statement),
-                issuance_reads,
-                IssueServicer(issuer, issuance_reads),
-            ),
-            metrics=telemetry.RpcMetrics(registry=registry, methods=METHODS),
-            in_flight_max=settings.requests_in_flight_max,
-            message_bytes_max=settings.message_bytes_max,
-            connection_age_seconds_max=settings.connection_age_seconds_max,
-        )
+        server = _server(settings, reads, issuer, _Changes(gate, catalogue), registry)
         metrics.watch(
             issuer=issuer,
             gate=gate,
@@ -218,6 +185,54 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
         await server.start(settings.grpc_host, settings.grpc_port)
         stack.push_async_callback(server.stop, settings.drain_seconds_max)
         yield Endpoints(f"{settings.grpc_host}:{server.port}", f"{settings.metrics_host}:{metrics_server.port}")
+
+
+def _gate(settings: Settings, client: redis.Client, reads: postgres.Pool, metrics: IssuingMetrics) -> Gate:
+    return Gate(
+        RedisGate(client),
+        PostgresGateSource(reads),
+        settings=GateSettings(
+            items_max=settings.admit_batch_items_max,
+            in_flight_max=settings.admit_batches_in_flight_max,
+            queue_items_max=settings.admit_queue_items_max,
+        ),
+        on_batch=metrics.admitted,
+        on_settled=metrics.settled,
+    )
+
+
+def _committer(settings: Settings, ledger: PostgresLedger, gate: Gate, metrics: IssuingMetrics) -> Committer:
+    return Committer(
+        ledger,
+        gate,
+        items_max=settings.commit_batch_items_max,
+        in_flight_max=settings.commit_batches_in_flight_max,
+        queue_items_max=settings.commit_queue_items_max,
+        on_batch=metrics.committed,
+    )
+
+
+def _server(
+    settings: Settings, reads: postgres.Pool, issuer: Issuer, changes: _Changes, registry: CollectorRegistry
+) -> Server:
+    promotions = PromotionService(reads, changes)
+    prizes = PrizeService(reads, changes)
+    statement = PostgresStatement(reads)
+    issuance_reads = IssuanceReads(statement)
+    return Server(
+        (
+            PromotionServicer(promotions),
+            EntranceServicer(EntranceService(reads), promotions, prizes),
+            PrizeCatalogueServicer(prizes),
+            AccountServicer(statement),
+            issuance_reads,
+            IssueServicer(issuer, issuance_reads),
+        ),
+        metrics=telemetry.RpcMetrics(registry=registry, methods=METHODS),
+        in_flight_max=settings.requests_in_flight_max,
+        message_bytes_max=settings.message_bytes_max,
+        connection_age_seconds_max=settings.connection_age_seconds_max,
+    )
 
 
 async def verify(settings: Settings, *, on_check: Callable[[Check], None] | None = None) -> list[Check]:
