@@ -24,7 +24,7 @@ class OutcomeUnknown(ServiceError):
     Fence, then look."""
 
     def __init__(self, why: str) -> None:
-        message = f"{why}; it may have been granted: retry with the same request id, or ask with GetIssuance"
+        message = f"{why}; it may have happened: retry with the same request id (of a grant: or ask with GetIssuance)"
         super().__init__(Code.UNAVAILABLE, "OUTCOME_UNKNOWN", message, retry_after_ms=RETRY_AFTER_MS)
 
 
@@ -48,5 +48,6 @@ class Ledger(Protocol):
         ...
 
     async def lookup(self, keys: Sequence[tuple[int, str]]) -> list[KnownRequest]:
-        """What the ledger knows of (promotion, request id), in order."""
+        """What the ledger knows of (promotion, request id), in order. A grant or a tombstone that it answers is as
+        durable as a commit that was answered; OutcomeUnknown where a standby did not confirm that in time."""
         ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -12,6 +11,7 @@ import asyncpg
 
 from guerdon_server.core.ledger.model import CommitItem, CommitResult, Issuance, KnownRequest, RequestState
 from guerdon_server.core.ledger.ports import BatchRefused, LedgerAway, OutcomeUnknown
+from guerdon_server.core.ledger.postgres.confirmation import confirmed
 from guerdon_server.platform.postgres import Pool
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ _COMMIT = "SELECT * FROM guerdon.commit_issuances($1, $2, $3, $4, $5, $6, $7, $8
 _FENCE = "SELECT * FROM guerdon.fence_requests($1, $2, $3)"
 _CANCEL = "SELECT guerdon.cancel_request($1, $2)"
 _LOOKUP = """
-SELECT r.outcome, r.admission, r.basis, r.basis_attribute, r.issuance_id, p.promotion_id, e.entrance_id, z.prize_id,
+SELECT current_setting('synchronous_standby_names') <> '' AS has_standby,
+    r.outcome, r.admission, r.basis, r.basis_attribute, r.issuance_id, p.promotion_id, e.entrance_id, z.prize_id,
     s.user_id, x.request_id, coalesce(r.reference, '') AS reference, c.principal, z.kind, a.asset, r.value, r.issued_at,
     r.expires_at
 FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY x(promotion, request_id, ord)
@@ -37,16 +38,19 @@ LEFT JOIN guerdon.subject s ON s.sid = r.subject
 LEFT JOIN guerdon.principal c ON c.sid = r.principal
 ORDER BY x.ord
 """
+# A write that changes nothing: when it is confirmed, so is all that was committed before it.
+_CONFIRM = "SELECT pg_logical_emit_message(true, 'guerdon', 'replay')"
+_FINAL = frozenset({RequestState.GRANTED, RequestState.CANCELLED})
 _ABSENT = KnownRequest(state=RequestState.ABSENT, admission=0, issuance=None, basis=None, attribute=None)
 # Rolled back for a reason that passes: another transaction was in the way.
 _TRY_AGAIN = frozenset({"GD001", "40001", "40P01"})
 # It waited for a lock as long as it may (lock_timeout), and gave up before it wrote: who holds it stands still.
 _LOCKED_OUT = "55P03"
-# The server refused for want of resources, or is read-only (a standby): rolled back, not the batch's fault.
-_NOT_NOW_CLASSES = frozenset({"53", "25"})
+# The server refused for want of resources, is read-only (a standby), or its disk or itself failed: rolled back, and not
+# the batch's fault, so that looking for a poison item in it would only add to the trouble.
+_NOT_NOW_CLASSES = frozenset({"53", "25", "58", "XX"})
 # The session was ended from outside: a commit may have got through.
 _UNKNOWN_CLASSES = frozenset({"08", "57"})
-_STANDBY_DID_NOT_CONFIRM = "01000"
 
 
 class PostgresLedger:
@@ -107,7 +111,15 @@ class PostgresLedger:
             rows = await self._reads.fetch(_LOOKUP, promotions, request_ids)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             raise LedgerAway(f"PostgreSQL does not answer: {error}") from error
-        return [_known(row) for row in rows]
+        known = [_known(row) for row in rows]
+        if rows[0]["has_standby"] and any(request.state in _FINAL for request in known):
+            # A primary that crashed while a commit waited for its standby shows that commit after its restart, and a
+            # standby promoted later never heard of it: what is acknowledged must have reached the standby first.
+            try:
+                await self._write(_CONFIRM)
+            except asyncpg.PostgresError as error:
+                raise _translated(error) from error
+        return known
 
     async def _write(self, query: str, *arguments: Any) -> asyncpg.Record:
         """One statement, its own transaction. Server errors pass through as asyncpg.PostgresError (rolled back)."""
@@ -115,15 +127,9 @@ class PostgresLedger:
             connection = await self._commits.acquire()
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             raise LedgerAway(f"PostgreSQL can't be reached: {error}") from error
-        unconfirmed: list[str] = []
-
-        def listen(_: object, message: asyncpg.PostgresLogMessage) -> None:
-            if message.sqlstate == _STANDBY_DID_NOT_CONFIRM:
-                unconfirmed.append(str(message))
-
-        connection.add_log_listener(listen)
         try:
-            row = await self._answer(connection, connection.fetchrow(query, *arguments))
+            with confirmed(connection):
+                row = await self._answer(connection, connection.fetchrow(query, *arguments))
         except asyncpg.PostgresError as error:
             if (error.sqlstate or "")[:2] in _UNKNOWN_CLASSES or connection.is_closed():
                 raise OutcomeUnknown(f"PostgreSQL ended the session during a write: {error}") from error
@@ -131,11 +137,7 @@ class PostgresLedger:
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise OutcomeUnknown(f"the connection to PostgreSQL broke during a write: {error}") from error
         finally:
-            with contextlib.suppress(asyncpg.InterfaceError):  # the pool has dropped it already
-                connection.remove_log_listener(listen)
             await self._commits.release(connection)
-        if unconfirmed:
-            raise OutcomeUnknown(f"the standby did not confirm a write: {unconfirmed[0]}")
         assert row is not None
         return row
 
@@ -162,7 +164,7 @@ def _translated(error: asyncpg.PostgresError) -> Exception:
 
 
 def _known(row: asyncpg.Record) -> KnownRequest:
-    outcome, admission, basis, attribute, issuance_id, *rest = row.values()
+    _, outcome, admission, basis, attribute, issuance_id, *rest = row.values()
     if outcome is None:
         return _ABSENT
     issuance = Issuance(issuance_id, *rest) if outcome == RequestState.GRANTED else None

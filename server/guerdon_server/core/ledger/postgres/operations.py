@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from guerdon_server.core.ledger.postgres.confirmation import confirmed
 from guerdon_server.core.ledger.postgres.statements import Session
 from guerdon_server.platform.errors import Code, ServiceError, failed_precondition
 from guerdon_server.platform.postgres import Pool
@@ -41,12 +42,15 @@ async def mutation(pool: Pool) -> AsyncIterator[Session]:
     """A transaction, committed at the end of the block, that waits for no lock longer than 5 seconds.
 
     A commit that hangs would otherwise keep every operator's call, and their connections, waiting. Raises ABORTED /
-    CONTENTION for that and for deadlocks, TimeoutError if no connection is to be had.
+    CONTENTION for that and for deadlocks, OutcomeUnknown if the standby did not confirm the commit, TimeoutError if no
+    connection is to be had.
     """
     try:
-        async with pool.acquire(timeout=_CONNECTION_SECONDS_MAX) as session, session.transaction():
-            await session.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS_MAX}s'")
-            yield session
+        async with pool.acquire(timeout=_CONNECTION_SECONDS_MAX) as session:
+            with confirmed(session):
+                async with session.transaction():
+                    await session.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS_MAX}s'")
+                    yield session
     except (
         asyncpg.LockNotAvailableError,
         asyncpg.DeadlockDetectedError,
