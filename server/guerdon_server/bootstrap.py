@@ -6,13 +6,14 @@ import asyncio
 import gc
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry
@@ -38,6 +39,7 @@ from guerdon_server.core.promotion.service import PromotionService
 from guerdon_server.core.stock.redis.store import RedisGate
 from guerdon_server.core.stock.service import Gate, GateSettings
 from guerdon_server.platform import logs, postgres, redis, telemetry
+from guerdon_server.platform.failpoints import Failpoints
 from guerdon_server.platform.masking import mask_passwords
 from guerdon_server.rpc.account import AccountServicer
 from guerdon_server.rpc.entrance import EntranceServicer
@@ -103,11 +105,21 @@ def _collect_seldom() -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Endpoints]:
-    """A whole server inside this event loop, drained in reverse order of its start when the block ends."""
+async def running(settings: Settings, *, failpoints: Failpoints | None = None) -> AsyncIterator[Endpoints]:
+    """A whole server inside this event loop, drained in reverse order of its start when the block ends.
+
+    `failpoints`: of a test that arms and disarms them while the server runs, instead of those in the settings.
+    """
+    failpoints = _failpoints(settings, failpoints)
     async with AsyncExitStack() as stack:
         try:
-            reads = await _pool(stack, settings, size_max=settings.postgres_connections_max, name="guerdon")
+            reads = await _pool(
+                stack,
+                settings,
+                size_max=settings.postgres_connections_max,
+                name="guerdon",
+                failpoints=failpoints,
+            )
         except Exception as error:
             if not isinstance(error, OSError) and not postgres.is_refused(error):
                 raise
@@ -123,6 +135,7 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
             name="guerdon-commit",
             # Before the connection would be cut, which leaves a backend behind that waits on, and an unknown outcome.
             lock_timeout_seconds=0.8 * settings.commit_seconds_max,
+            failpoints=failpoints,
         )
         workers = Workers(reads, lease_seconds=settings.lease_seconds)
         incarnation = await workers.register()
@@ -132,7 +145,7 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
             namespace="guerdon", build={"version": version("guerdon-server"), "grpcio": version("grpcio")}
         )
         metrics = IssuingMetrics(registry)
-        client = redis.connect(settings.redis_url)
+        client = redis.connect(settings.redis_url, failpoints=failpoints)
         stack.push_async_callback(client.aclose)
         gate = _gate(settings, client, reads, metrics)
         stack.push_async_callback(gate.aclose)
@@ -147,7 +160,7 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
             committer=committer,
             ledger=ledger,
             principal=workers.principal,
-            ids=AdmissionIds(incarnation),
+            ids=AdmissionIds(incarnation, now_ms=_wall_clock_ms(settings)),
             settings=IssuerSettings(twin_wait_seconds_max=settings.twin_wait_ms_max / 1000),
         )
         stack.push_async_callback(issuer.aclose)
@@ -185,6 +198,19 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
         await server.start(settings.grpc_host, settings.grpc_port)
         stack.push_async_callback(server.stop, settings.drain_seconds_max)
         yield Endpoints(f"{settings.grpc_host}:{server.port}", f"{settings.metrics_host}:{metrics_server.port}")
+
+
+def _failpoints(settings: Settings, given: Failpoints | None) -> Failpoints | None:
+    """None in production: then the drivers' own classes run."""
+    if given is None and not settings.failpoints:
+        return None
+    if not settings.test_mode:
+        raise StartRefused("Failpoints break a server on purpose: only in test mode. Remove failpoints.")
+    return given or Failpoints(settings.failpoints)
+
+
+def _wall_clock_ms(settings: Settings) -> int:
+    return time.time_ns() // 1_000_000 + round(settings.test_clock_offset_seconds * 1000)
 
 
 def _gate(settings: Settings, client: redis.Client, reads: postgres.Pool, metrics: IssuingMetrics) -> Gate:
@@ -260,7 +286,13 @@ def _unreachable(dsn: str, error: Exception) -> str:
 
 
 async def _pool(
-    stack: AsyncExitStack, settings: Settings, *, size_max: int, name: str, lock_timeout_seconds: float | None = None
+    stack: AsyncExitStack,
+    settings: Settings,
+    *,
+    size_max: int,
+    name: str,
+    lock_timeout_seconds: float | None = None,
+    failpoints: Failpoints | None = None,
 ) -> postgres.Pool:
     pool = await postgres.create_pool(
         settings.postgres_dsn,
@@ -269,6 +301,7 @@ async def _pool(
         application_name=name,
         lock_timeout_seconds=lock_timeout_seconds,
         statement_cache_size=settings.statement_cache_items_max,
+        failpoints=failpoints,
     )
     stack.push_async_callback(_close_pool, pool)
     return pool
@@ -287,7 +320,10 @@ async def _check_database(pool: postgres.Pool, settings: Settings) -> None:
     if number < _POSTGRES_VERSION_MIN:
         raise StartRefused(f"PostgreSQL {number // 10_000} is too old: 15 or newer is needed.")
     versioned, repeatable = migration_sources()
-    steps = await postgres.pending(settings.postgres_dsn, versioned=versioned, repeatable=repeatable)
+    async with pool.acquire() as connection:
+        steps = await postgres.pending(
+            cast("postgres.Connection", connection), versioned=versioned, repeatable=repeatable
+        )
     if steps:
         names = ", ".join(step.name for step in steps[:3]) + (", ..." if len(steps) > 3 else "")
         raise StartRefused(f"The database lacks {len(steps)} migrations ({names}). Run `guerdon migrate` first.")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from guerdon_server.platform import failpoints
 from guerdon_server.platform.config import Conflict, setting
 
 _SCHEMES = {
@@ -118,7 +119,18 @@ class Settings:
     log_format: Literal["auto", "json", "console"] = setting(
         default="auto", doc="json, console, or auto: console on a terminal, else json."
     )
-    test_mode: bool = setting(default=False, doc="Allows what only tests may do: moving the clock.")
+    test_mode: bool = setting(default=False, doc="Allows what only tests may do: moving clocks, failpoints.")
+    test_clock_offset_seconds: float = setting(
+        default=0.0,
+        minimum=-86400,
+        maximum=86400,
+        doc="Test mode only: how far this server's clock is off. Admission ids show it; the database's clock stays.",
+    )
+    failpoints: str = setting(
+        default="",
+        doc="Test mode only: where this server dies, fails, hangs or is cancelled:"
+        " postgres.commit_issuances.after=kill@3;redis.gate.admit.before=delay:5.",
+    )
 
     def validate(self) -> Iterator[Conflict]:
         """What single fields can't say."""
@@ -128,6 +140,7 @@ class Settings:
                 yield Conflict((name,), "an address that begins with " + " or ".join(schemes), f"Set {name}.")
         if self.grpc_port and self.grpc_port == self.metrics_port and self.grpc_host == self.metrics_host:
             yield Conflict(("grpc_port", "metrics_port"), "two different ports", "Move one of them.")
+        yield from self._validate_test_mode()
         if self.commit_queue_items_max < self.commit_batch_items_max:
             yield Conflict(
                 ("commit_queue_items_max", "commit_batch_items_max"),
@@ -140,3 +153,13 @@ class Settings:
                 "a queue that holds at least one batch",
                 "Raise admit_queue_items_max.",
             )
+
+    def _validate_test_mode(self) -> Iterator[Conflict]:
+        for name in ("failpoints", "test_clock_offset_seconds"):
+            if getattr(self, name) and not self.test_mode:
+                mend = f"Remove {name}: it is for tests, and breaks a server on purpose."
+                yield Conflict((name, "test_mode"), f"{name} only with test_mode", mend)
+        try:
+            failpoints.parse(self.failpoints)
+        except ValueError as error:
+            yield Conflict(("failpoints",), "a list of failpoints", f"{error}.")

@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import asyncpg
 
 if TYPE_CHECKING:
+    from guerdon_server.platform.failpoints import Failpoints
+
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
 else:  # asyncpg's own classes cannot be subscripted
@@ -42,6 +44,7 @@ async def create_pool(
     lock_timeout_seconds: float | None = None,
     statement_cache_size: int = 256,
     connect_timeout_seconds: float = _CONNECT_SECONDS_MAX,
+    failpoints: Failpoints | None = None,
 ) -> Pool:
     """A pool whose sessions have search_path `guerdon`, UTC and no JIT; close it with `await pool.close()`.
 
@@ -50,8 +53,14 @@ async def create_pool(
     pgbouncer
     before 1.21 in transaction mode set `statement_cache_size` 0. Sessions are not reset on release (that would cost
     a round trip each time; an open transaction is rolled back all the same): use SET LOCAL and transaction-level
-    advisory locks only. Raises OSError, TimeoutError or asyncpg.PostgresError if the server can't be reached.
+    advisory locks only. Raises OSError, TimeoutError or asyncpg.PostgresError if the server can't be reached. With
+    `failpoints` (tests) its I/O passes them.
     """
+    watched: dict[str, Any] = {}
+    if failpoints is not None:
+        from guerdon_server.platform import postgres_failpoints  # noqa: PLC0415  never loaded in production
+
+        watched = postgres_failpoints.pool_options(failpoints)
     statement_ms, lock_ms = (round((t or 0) * 1000) for t in (statement_timeout_seconds, lock_timeout_seconds))
     return await asyncpg.create_pool(
         dsn,
@@ -66,6 +75,7 @@ async def create_pool(
             "statement_timeout": f"{statement_ms}ms",
             "lock_timeout": f"{lock_ms}ms",
         },
+        **watched,
     )
 
 

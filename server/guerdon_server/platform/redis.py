@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import redis.asyncio as aioredis
 from redis import exceptions as errors
@@ -13,8 +13,13 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+if TYPE_CHECKING:
+    from guerdon_server.platform.failpoints import Failpoints
+
 Client: TypeAlias = aioredis.Redis
 Value: TypeAlias = str | bytes | int
+
+_script_names: dict[str, str] = {}  # by digest, for failpoints
 
 # "Not now" in all its forms: the caller may ask again, and must not conclude anything about the data.
 _UNAVAILABLE = (
@@ -42,6 +47,7 @@ def connect(
     reconnects_max: int = 1,
     client_name: str = "guerdon",
     on_connect: Callable[[AbstractConnection], Awaitable[None]] | None = None,
+    failpoints: Failpoints | None = None,
 ) -> Client:
     """A client for `redis://…`, `rediss://…` or `unix://…`; connects at first use; close it with `aclose()`.
 
@@ -50,7 +56,7 @@ def connect(
     again on a new one `reconnects_max` times without a pause (redis-py's default is 10 with pauses, for time-outs
     too); one that got no answer in time is not. **So a script can run twice for one call**: scripts must be idempotent
     by an id that the caller gives. `on_connect` runs on every new connection after the handshake and before its first
-    call, for example to read the run id; if it raises, the call fails.
+    call, for example to read the run id; if it raises, the call fails. With `failpoints` (tests) its I/O passes them.
     """
     options: dict[str, Any] = {}
     if on_connect is not None:
@@ -60,7 +66,14 @@ def connect(
             await on_connect(connection)
 
         options["redis_connect_func"] = shake_hands
-    return aioredis.from_url(
+    client_class = aioredis.Redis
+    if failpoints is not None:
+        from guerdon_server.platform import redis_failpoints  # noqa: PLC0415  never loaded in production
+
+        client_class = redis_failpoints.client_class(
+            failpoints, script_name=_script_names.__getitem__, answer_seconds_max=answer_seconds_max
+        )
+    return client_class.from_url(
         url,
         protocol=2,
         decode_responses=False,
@@ -103,6 +116,7 @@ class Script:
         self.name = name
         self.source = source
         self.digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+        _script_names[self.digest] = name
 
     @classmethod
     def load(cls, package: str, path: str) -> Self:
