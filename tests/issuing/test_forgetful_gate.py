@@ -1,0 +1,48 @@
+"""A gate that does not know a grant, and a fence that is far ahead: the ledger's answer is the answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from guerdon_server.core.issuance.pipeline import AdmissionIds
+from guerdon_server.core.stock.redis.store import keys
+from guerdon_server.platform import postgres, redis
+from tests.issuing.desk import Desk, ask, reason
+
+_FAR_MS = 4_000_000_000_000
+
+
+@pytest.mark.parametrize("full", ["stock", "limit", "budget"])
+async def test_a_refusal_by_a_gate_that_was_just_rebuilt_does_not_hide_a_grant(
+    desk: Desk, pool: postgres.Pool, redis_client: redis.Client, full: str
+) -> None:
+    """Until the backfill has marked every grant; here it stands still."""
+    await desk.opens(budgets={"USD/2": 50})
+    await desk.coupon(stock=1 if full == "stock" else None, limit=1 if full == "limit" else 0)
+    await desk.cashback()
+    request = ask("r-1", prize_id="cashback", order_cents=1000) if full == "budget" else ask("r-1")
+    granted = await desk.grant(request)
+    sid = await pool.fetchval("SELECT sid FROM guerdon.promotion")
+    meta, markers, _, _ = keys(sid)
+    await redis.call(redis_client, "HDEL", markers, "r-1")
+    await redis.call(redis_client, "HSET", meta, "complete", "0", "touched", _FAR_MS)
+
+    assert await desk.grant(request, replayed=True) == granted
+    other = ask(prize_id=request.prize_id, order_cents=1000)
+    expected = {"stock": "SOLD_OUT", "limit": "LIMIT_REACHED", "budget": "BUDGET_EXHAUSTED"}
+    assert reason(await desk.rejection(other)) == expected[full]
+
+
+async def test_a_retry_goes_above_the_fence_of_a_worker_whose_clock_is_ahead(desk: Desk, pool: postgres.Pool) -> None:
+    await desk.opens()
+    await desk.coupon(stock=5)
+    await desk.grant(ask())
+    sid = await pool.fetchval("SELECT sid FROM guerdon.promotion")
+    ahead = AdmissionIds(7, now_ms=_FAR_MS).next()
+    await pool.execute("SELECT * FROM guerdon.fence_requests($1, $2, $3)", [sid], ["r-1"], [ahead])
+
+    await desk.grant(ask("r-1"))
+
+    admission = await pool.fetchval("SELECT admission FROM guerdon.request WHERE request_id = 'r-1'")
+    assert admission > ahead
+    assert (await desk.stock()).issued_units == 2

@@ -1,0 +1,203 @@
+"""Commits that meet: each waits where it must, holds what it may, and decides on what is true after it has waited."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Sequence
+
+import pytest
+
+from guerdon_server.core.ledger.model import CommitCode, CommitItem, CommitResult, RequestState
+
+from .conftest import Books
+from .sessions import free_accounts, holder
+
+
+def commit(books: Books, *items: CommitItem) -> asyncio.Task[list[CommitResult]]:
+    return asyncio.create_task(books.ledger.commit(items))
+
+
+def codes(results: Sequence[CommitResult]) -> list[CommitCode]:
+    return [CommitCode(result.code) for result in results]
+
+
+async def stock_account(books: Books, prize: int) -> int:
+    return int(await books.pool.fetchval("SELECT stock_account FROM guerdon.prize WHERE sid = $1", prize))
+
+
+@pytest.mark.parametrize("arriving", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+async def test_accounts_are_locked_from_the_lowest_whatever_the_order_of_arrival(
+    books: Books, arriving: Sequence[int]
+) -> None:
+    """So that two batches never wait for each other: who waits holds only what is lower."""
+    prizes = [await books.prize(f"p{number}", stock=9) for number in range(3)]
+    accounts = [await stock_account(books, prize) for prize in prizes]
+    assert accounts == sorted(accounts)
+    items = [books.item(prizes[number], "ada", f"r{number}") for number in arriving]
+    async with holder(books.pool) as other:
+        await other.locks_account(accounts[1])
+        waits = commit(books, *items)
+        await other.until_waiting(waits)
+        assert await free_accounts(books.pool, accounts) == {accounts[2]}
+        await other.lets_go()
+    assert codes(await waits) == [CommitCode.GRANTED] * 3
+
+
+@pytest.mark.parametrize("arriving", [("r1", "r2"), ("r2", "r1")])
+async def test_request_keys_are_written_from_the_lowest_as_fences_are(books: Books, arriving: Sequence[str]) -> None:
+    """A commit and a fence of the same keys would wait for each other if one of them went the other way."""
+    prize = await books.prize("coupon", stock=9)
+    items = [books.item(prize, "ada", request) for request in arriving]
+    async with holder(books.pool) as other:
+        await other.execute("SELECT * FROM guerdon.fence_requests($1, $2, $3)", [books.promotion], ["r1"], [0])
+        waits = commit(books, *items)
+        await other.until_waiting(waits)
+        higher = asyncio.create_task(books.ledger.fence([(books.promotion, "r2", 0)]))
+        assert not await other.waiting(waits, higher), "nobody who waits for a lower key has taken a higher one"
+        await other.lets_go(keep=False)
+    assert codes(await waits) == [CommitCode.GRANTED] * 2
+
+
+async def test_what_was_taken_while_it_waited_for_the_lock_is_gone(books: Books) -> None:
+    prize = await books.prize("coupon", stock=1)
+    cash = await books.prize("cash", value=1, kind=3)
+    async with holder(books.pool) as other:
+        last = [books.item(prize, "ada", "r1"), books.item(cash, "ada", "r2", value=700)]
+        assert await other.commits(last) == [CommitCode.GRANTED] * 2
+        waits = commit(
+            books,
+            books.item(prize, "bob", "r3"),
+            books.item(cash, "bob", "r4", value=400),
+            books.item(cash, "bob", "r5", value=300),
+        )
+        await other.until_waiting(waits)
+        await other.lets_go()
+    results = await waits
+    assert codes(results) == [CommitCode.SOLD_OUT, CommitCode.BUDGET_EXHAUSTED, CommitCode.GRANTED]
+    assert (results[1].observed, results[1].threshold) == (300, 400)
+
+
+async def test_a_limit_counts_what_was_granted_while_it_waited_for_the_lock(books: Books) -> None:
+    prize = await books.prize("coupon", limit=2)
+    await books.ledger.commit([books.item(prize, "ada", "r0")])
+    async with holder(books.pool) as other:
+        assert await other.commits([books.item(prize, "ada", "r1")]) == [CommitCode.GRANTED]
+        waits = commit(books, books.item(prize, "ada", "r2"))
+        await other.until_waiting(waits)
+        await other.lets_go()
+    (result,) = await waits
+    assert (result.code, result.observed) == (CommitCode.LIMIT_REACHED, 2)
+
+
+async def test_the_time_of_a_commit_is_read_after_its_locks(books: Books) -> None:
+    """A promotion that ended while the commit waited grants nothing more."""
+    prize = await books.prize("coupon", stock=9, valid_days=1)
+    await books.pool.execute("UPDATE guerdon.promotion SET ends_at = guerdon.now() + interval '1 hour'")
+    async with holder(books.pool) as other:
+        await other.locks_account(await stock_account(books, prize))
+        waits = commit(books, books.item(prize, "ada", "r1"))
+        await other.until_waiting(waits)
+        await books.pool.execute("UPDATE guerdon.clock SET offset_us = 7200000000")
+        await other.lets_go()
+    (result,) = await waits
+    assert result.code == CommitCode.ENDED
+    assert result.issued_at is not None
+    assert result.issued_at > dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("state = 4", CommitCode.PAUSED),
+        ("version = 7", CommitCode.STALE_VERSION),
+        ("gate_epoch = 7", CommitCode.STALE_EPOCH),
+    ],
+)
+async def test_a_commit_waits_for_a_change_of_its_promotion_and_sees_it(
+    books: Books, change: str, code: CommitCode
+) -> None:
+    prize = await books.prize("coupon", stock=9)
+    async with holder(books.pool) as operator:
+        await operator.execute("SELECT pg_advisory_xact_lock($1)", books.promotion)
+        await operator.execute(f"UPDATE guerdon.promotion SET {change}")  # noqa: S608
+        waits = commit(books, books.item(prize, "ada", "r1"))
+        await operator.until_waiting(waits)
+        await operator.lets_go()
+    assert codes(await waits) == [code]
+
+
+async def test_a_new_epoch_waits_for_the_commits_under_the_old_one(books: Books) -> None:
+    """What is read of the ledger after an epoch was opened is what its gate starts from: all of the old is in it."""
+    prize = await books.prize("coupon", stock=9)
+    async with holder(books.pool) as other:
+        assert await other.commits([books.item(prize, "ada", "r1")]) == [CommitCode.GRANTED]
+        opening = asyncio.create_task(open_epoch(books, replacing=0))
+        await other.until_waiting(opening)
+        late = commit(books, books.item(prize, "bob", "r2"))
+        await other.until_waiting(opening, late)
+        await other.lets_go()
+    assert (await opening)[1]
+    assert await books.balance(2, books.promotion, prize) == 8
+    assert codes(await late) == [CommitCode.STALE_EPOCH]
+
+
+async def test_of_two_workers_that_replace_the_same_epoch_one_wins(books: Books) -> None:
+    async with holder(books.pool) as operator:
+        await operator.execute("SELECT pg_advisory_xact_lock($1)", books.promotion)
+        opening = [asyncio.create_task(open_epoch(books, replacing=0)) for _ in range(2)]
+        await operator.until_waiting(*opening)
+        await operator.lets_go()
+    answers = [await one for one in opening]
+    assert sorted(won for _, won in answers) == [False, True]
+    assert len({epoch for epoch, _ in answers}) == 1, "the loser is told the epoch of the winner"
+
+
+async def open_epoch(books: Books, *, replacing: int) -> tuple[int, bool]:
+    row = await books.pool.fetchrow("SELECT * FROM guerdon.open_epoch($1, $2, 5, 'run')", books.promotion, replacing)
+    assert row is not None
+    return row["epoch"], row["won"]
+
+
+async def test_commits_that_share_nothing_but_a_request_key_grant_it_once(books: Books) -> None:
+    """Another user and another prize: no account in common, so that they meet only when the key is written."""
+    coupon, goods = await books.prize("coupon", stock=9), await books.prize("goods", stock=9)
+    first = books.item(coupon, "ada", "r1")
+    async with holder(books.pool) as other:
+        assert await other.commits([first]) == [CommitCode.GRANTED]
+        waits = commit(books, books.item(goods, "bob", "r1"), books.item(goods, "bob", "r2"))
+        await other.until_waiting(waits)
+        await other.lets_go()
+    assert codes(await waits) == [CommitCode.EXISTS, CommitCode.GRANTED]
+    assert books.ledger.retried_total == 1
+    assert await books.balance(2, books.promotion, goods) == 8
+    (known,) = await books.ledger.lookup([(books.promotion, "r1")])
+    assert known.issuance is not None
+    assert (known.issuance.user_id, known.admission) == ("ada", first.admission)
+
+
+async def test_a_commit_that_waited_for_the_fence_of_its_key_is_refused(books: Books) -> None:
+    prize = await books.prize("coupon", stock=9)
+    item = books.item(prize, "ada", "r1", admission=5)
+    async with holder(books.pool) as other:
+        await other.execute("SELECT * FROM guerdon.fence_requests($1, $2, $3)", [books.promotion], ["r1"], [5])
+        waits = commit(books, item)
+        await other.until_waiting(waits)
+        await other.lets_go()
+    (result,) = await waits
+    assert (result.code, result.observed) == (CommitCode.FENCED, 5)
+    assert await books.balance(2, books.promotion, prize) == 9
+
+
+async def test_a_fence_waits_for_the_commit_of_its_key_and_finds_the_grant(books: Books) -> None:
+    """Else a grant would be given back: the fence is what makes an unknown outcome known."""
+    prize = await books.prize("coupon", stock=9)
+    item = books.item(prize, "ada", "r1")
+    async with holder(books.pool) as other:
+        assert await other.commits([item]) == [CommitCode.GRANTED]
+        fence = asyncio.create_task(books.ledger.fence([(books.promotion, "r1", item.admission)]))
+        cancel = asyncio.create_task(books.ledger.cancel(books.promotion, "r1"))
+        await other.until_waiting(fence, cancel)
+        await other.lets_go()
+    assert await fence == [(RequestState.GRANTED, item.admission)]
+    assert await cancel is RequestState.GRANTED

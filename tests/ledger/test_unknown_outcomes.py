@@ -1,0 +1,60 @@
+"""What the gate is told of an admission, and when: never before the ledger has said what became of it."""
+
+from __future__ import annotations
+
+from guerdon_server.core.ledger.postgres.ledger import PostgresLedger
+from guerdon_server.core.stock.model import SettleCode
+from guerdon_server.platform import postgres
+from guerdon_server.platform.errors import ServiceError
+from tests.stock.proxy import Proxy
+from tests.stock.waiting import eventually
+
+from .conftest import Books
+from .sessions import holder
+from .test_committer import Settled, codes, committer_on
+
+
+async def test_nothing_is_settled_while_its_commit_is_in_flight(books: Books) -> None:
+    """Its marker says "in flight" to twins, and what it holds is held, until the grant is durable."""
+    prize = await books.prize("coupon", stock=9)
+    settled = Settled()
+    items = [books.item(prize, "ada", "r1"), books.item(prize, "bob", "r2")]
+    committer = committer_on(books.ledger, settled)
+    async with holder(books.pool) as other:
+        await other.locks_account(await books.pool.fetchval("SELECT stock_account FROM guerdon.prize"))
+        waits = committer.submit(items)
+
+        async def until_it_waits() -> bool:
+            return committer.batches.in_flight == 1 and bool(await books.pool.fetchval(_WAITING))
+
+        await eventually(until_it_waits)
+        assert settled.codes == {}
+        await other.lets_go()
+    assert codes(await waits) == ["GRANTED"] * 2
+    assert settled.of(items) == [SettleCode.GRANTED] * 2
+
+
+async def test_while_nobody_can_tell_whether_it_was_granted_nothing_is_given_back(books: Books, database: str) -> None:
+    """The commit gets through, its answer and those of all fences are lost: the callers are told so, and it stays open
+    until a fence is answered."""
+    prize = await books.prize("coupon", stock=100)
+    settled = Settled()
+    async with Proxy(database) as proxy:
+        pool = await postgres.create_pool(proxy.url, size_min=1, size_max=4, connect_timeout_seconds=0.2)
+        committer = committer_on(PostgresLedger(pool, pool, worker=1, commit_seconds_max=0.3), settled)
+        await committer.submit([books.item(prize, "warm", "warm")])
+        items = [books.item(prize, f"u{i}", f"r{i}") for i in range(3)]
+        proxy.mute = True
+        results = await committer.submit(items)
+        assert all(isinstance(result, ServiceError) for result in results)
+        assert codes(results) == ["OUTCOME_UNKNOWN"] * 3
+        assert settled.of(items) == [None] * 3
+        assert await books.balance(2, books.promotion, prize) == 96
+        proxy.mute = False
+        await eventually(lambda: len(settled.codes) == 4)
+        assert settled.of(items) == [SettleCode.GRANTED] * 3
+        await committer.aclose()
+        pool.terminate()
+
+
+_WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
