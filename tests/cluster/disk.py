@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 
+from tests.cluster.waiting import until
+
 _SOURCE = "guerdon-cluster-disk"
-_FILLER = "filler"
 _MOUNT_SECONDS_MAX = 20.0
 
 
@@ -56,24 +57,25 @@ class Disk:
         state = os.statvfs(self.path)
         return state.f_bavail * state.f_frsize
 
-    def fill(self) -> None:
-        """Not a byte is left."""
+    async def fill(self) -> None:
+        """Not a byte is left: it becomes as small as what is on it, which costs no memory."""
         assert not self.why_not, self.why_not
-        descriptor = os.open(self.path / _FILLER, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            while free := self.free_bytes:  # somebody else may take or give some meanwhile
-                try:
-                    os.posix_fallocate(descriptor, os.fstat(descriptor).st_size, free)
-                except OSError:
-                    os.write(descriptor, bytes(4096))
-        except OSError:  # that was the last of it
-            pass
-        finally:
-            os.close(descriptor)
 
-    def free(self) -> None:
-        """Give back what `fill` took."""
-        (self.path / _FILLER).unlink(missing_ok=True)
+        async def full() -> bool:
+            state = os.statvfs(self.path)
+            used_bytes = (state.f_blocks - state.f_bfree) * state.f_frsize
+            return not await self._resize(used_bytes) and not self.free_bytes  # both may move under us: again
+
+        await until(full, f"{self.path} to be full")
+
+    async def free(self) -> None:
+        """There is room again."""
+        if self._mounted:
+            refused = await self._resize(self._size_bytes)
+            assert not refused, refused
+
+    async def _resize(self, size_bytes: int) -> str:
+        return await asyncio.to_thread(_run, "mount", "-o", f"remount,size={size_bytes}", str(self.path))
 
 
 def _run(*command: str) -> str:

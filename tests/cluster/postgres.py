@@ -268,11 +268,11 @@ class PostgresPair:
         """No byte is left for the primary. Raises NotPossible with `disk_full_reason`."""
         if not self.disk_full_possible:
             raise NotPossible(self.disk_full_reason)
-        await asyncio.to_thread(self._primary.disk.fill)
+        await self._primary.disk.fill()
 
     async def free_disk(self) -> None:
-        """There is room again; the primary, restarted if it gave up, is writable."""
-        self._primary.disk.free()
+        """There is room again; the primary, restarted if it gave up, is writable. Does nothing if it wasn't full."""
+        await self._primary.disk.free()
         await self._primary.until_writable()
 
     # --- what goes wrong inside -----------------------------------------------------------------------------------

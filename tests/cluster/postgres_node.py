@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import asyncpg
@@ -28,9 +30,11 @@ _SETTINGS: Mapping[str, str] = {
     "wal_keep_size": "256MB",  # a standby that was away for a while catches up
     "checkpoint_timeout": "60s",
     "deadlock_timeout": "100ms",
+    "dynamic_shared_memory_type": "mmap",  # files beside the data: what a killed one leaves goes with it
     "wal_retrieve_retry_interval": "100ms",
     "wal_receiver_status_interval": "1s",
 }
+_IPC_RMID = 0
 _BACKUP_SECONDS_MAX = 60.0
 _SESSION_LIMITS = "SET synchronous_commit = local; SET lock_timeout = '10s'; SET statement_timeout = '30s'"
 
@@ -83,14 +87,17 @@ class PostgresNode(PostgresEngine):
     async def begin_as_copy(self, primary: PostgresNode) -> None:
         """Start it as the standby of `primary`, made by a base backup: whatever it had is gone."""
         await self.kill()
-        self.disk.free()
-        shutil.rmtree(self._cluster, ignore_errors=True)
+        self._forget_shared_memory()
+        await self.disk.free()
+        await asyncio.to_thread(shutil.rmtree, self._cluster, ignore_errors=True)
         self._copy_of = primary
         await self.begin()
 
     async def end(self) -> None:
         try:
+            await self.thaw()
             await self.stop()
+            self._forget_shared_memory()
         finally:
             await self.disk.unmount()
 
@@ -130,6 +137,12 @@ class PostgresNode(PostgresEngine):
 
     def _all_pids(self) -> list[int]:
         return [self.pid, *self._parts()] if self.is_running else []
+
+    def _forget_shared_memory(self) -> None:
+        """What a killed one leaves in the kernel until the next start on its data, which will never be."""
+        with suppress(FileNotFoundError, ValueError, IndexError):
+            _, segment = (self._cluster / "postmaster.pid").read_text().splitlines()[6].split()
+            ctypes.CDLL(None).shmctl(int(segment), _IPC_RMID, None)
 
     # --- of PostgresEngine ----------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Self
+from typing import Self, cast
 
 HOST = "127.0.0.1"
 _CONNECT_SECONDS_MAX = 10.0
@@ -308,8 +308,7 @@ class _End(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without saying so
         self._on_open()
 
     def data_received(self, data: bytes) -> None:
