@@ -14,7 +14,7 @@ import asyncpg
 from guerdon_server.platform.postgres import Connection
 from tests.cluster.postgres_node import STANDBY, PostgresNode
 from tests.cluster.proxy import HOST, Proxy
-from tests.cluster.waiting import NotInForce, NotPossible, log_tail, until
+from tests.cluster.waiting import STATE_SECONDS_MAX, NotInForce, NotPossible, log_tail, until
 
 _HOT_ACCOUNTS = "SELECT id FROM guerdon.account WHERE kind IN (2, 5, 7) ORDER BY id DESC LIMIT 50"
 _NEWEST_HOLDINGS = "SELECT id FROM guerdon.account WHERE kind = 3 ORDER BY id DESC LIMIT 10"
@@ -78,6 +78,7 @@ class PostgresPair:
                 folder / "postgres-b", disk_bytes=disk_bytes, settings=settings, password_of=self._primary
             )
         self._stack = AsyncExitStack()
+        self._wanted = standby
         self._synchronous = False
         self._deadlocks: asyncio.Task[None] | None = None
         self._deadlocks_before = 0
@@ -167,23 +168,27 @@ class PostgresPair:
 
     async def set_synchronous(self, wanted: bool) -> None:
         """Whether commits wait for the standby. True returns when the standby has everything and commits wait."""
+        self._wanted = wanted
         self._synchronous = False
-        if not wanted:
-            await self._primary.set_standby_names("")
-            return
-        standby = self._other
-        await self._primary.set_standby_names(STANDBY)
-        await until(self._in_step, f"{standby} to be in step", log_path=standby.log_path)
-        async with self.connection() as connection:
-            # Whether commits wait is the checkpointer's to tell the others, and this makes it look at its settings.
-            await connection.execute("CHECKPOINT")
-        await until(self._in_step, f"{standby} to be in step", log_path=standby.log_path)
-        self._synchronous = True
+        await self._primary.set_standby_names(STANDBY if wanted else "")
+        if wanted:
+            await self._in_step("sync")
+            async with self.connection() as connection:
+                # Whether commits wait is the checkpointer's to tell the others, and this makes it look at its settings.
+                await connection.execute("CHECKPOINT")
+            await self._in_step("sync")
+            self._synchronous = True
 
-    async def _in_step(self) -> bool:
-        async with self.connection() as connection:
-            now = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
-            return bool(await connection.fetchval(_IN_STEP, STANDBY, "sync", now))
+    async def _in_step(self, state: str, *, seconds_max: float = STATE_SECONDS_MAX) -> None:
+        """Waits until the standby has all that the primary has, and is "sync" or "async"."""
+        standby = self._other
+
+        async def in_step() -> bool:
+            async with self.connection() as connection:
+                now = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
+                return bool(await connection.fetchval(_IN_STEP, STANDBY, state, now))
+
+        await until(in_step, f"{standby} to be in step", log_path=standby.log_path, seconds_max=seconds_max)
 
     async def lose_standby(self, *, frozen: bool = False) -> None:
         """SIGKILL (or SIGSTOP) to the standby: from now on commits wait, those under way too."""
@@ -204,7 +209,7 @@ class PostgresPair:
         if not standby.is_running:
             await standby.begin()
         try:
-            await until(self._in_step, f"{standby} to catch up", seconds_max=_CATCH_UP_SECONDS_MAX)
+            await self._in_step("sync" if self._synchronous else "async", seconds_max=_CATCH_UP_SECONDS_MAX)
         except NotInForce:  # what it lacks is not kept any more
             await self.rebuild_standby()
 
@@ -246,10 +251,15 @@ class PostgresPair:
         self._lead(proxy for proxy in self.followers if proxy not in keep_old_for)
 
     async def rebuild_standby(self) -> None:
-        """The other one becomes the standby by a base backup; returns when it is in step and commits wait again."""
+        """The other one becomes the standby by a base backup; returns when it is in step and commits wait again.
+
+        (They don't after `set_synchronous(False)`.)
+        """
         self._lead(self.followers)
         await self._other.begin_as_copy(self._primary)
-        await self.set_synchronous(True)
+        await self.set_synchronous(self._wanted)
+        if not self._wanted:
+            await self._in_step("async")
 
     @property
     def _other(self) -> PostgresNode:
@@ -311,18 +321,18 @@ class PostgresPair:
     async def start_deadlocks(self) -> None:
         """A session locks accounts in descending order, again and again: commits are the victims (40P01)."""
         await self.stop_deadlocks()
-        self._deadlocks_before = await self._deadlock_count()
+        self._deadlocks_before = self._deadlock_count()
         begun = asyncio.Event()
         self._deadlocks = asyncio.create_task(self._lock_backwards(begun))
         await self._in_force(begun, self._deadlocks, "the session that locks backwards")
 
     async def stop_deadlocks(self) -> int:
-        """How many deadlocks PostgreSQL has seen (0 after a crash: it forgets). It counts about a second late."""
+        """How many deadlocks PostgreSQL has told of since the start."""
         if self._deadlocks is None:
             return 0
         await _ended(self._deadlocks)
         self._deadlocks = None
-        return max(0, await self._deadlock_count() - self._deadlocks_before)
+        return max(0, self._deadlock_count() - self._deadlocks_before)
 
     async def hold_account_locks(self, seconds: float) -> None:
         """Returns when all stock, budget and liability accounts are locked; let go of after `seconds`."""
@@ -371,11 +381,9 @@ class PostgresPair:
 
         await until(begun, what, log_path=self._primary.log_path)
 
-    async def _deadlock_count(self) -> int:
-        async with self.connection() as connection:
-            return int(
-                await connection.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-            )
+    def _deadlock_count(self) -> int:
+        # Not from its statistics: those come late, and a crash forgets them.
+        return sum(node.log_path.read_bytes().count(b"deadlock detected") for node in self._nodes)
 
     async def _end_sessions(self) -> None:
         for task in (self._deadlocks, self._holding):
