@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Hashable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
 
 
@@ -108,6 +110,9 @@ def search(
     steps: Sequence[Step[S]], new_state: Callable[[], S], *, ranked: bool = False, nodes_max: int = 100_000
 ) -> Found[S]:
     """One order of all required steps, or that there is none, or (after `nodes_max` places) neither."""
+    impossible = _out_of_bounds(steps, new_state().level)
+    if impossible is not None:
+        return Found(Answer.VIOLATION, [], [impossible])
     return _Search(steps, new_state(), ranked).run(nodes_max)
 
 
@@ -151,6 +156,38 @@ def smallest_window(
     ]
     reasons = list(dict.fromkeys(reason for _, reason in found.dead_ends))
     return Window(culprit, needed, around, reasons)
+
+
+def _out_of_bounds(steps: Sequence[Step[S]], level: int) -> tuple[Step[S], str] | None:
+    """A step that sees a level which no order gives: less than all that had returned before, or more than all that had
+    been invoked. Decides at once what amounts of many sizes make long to search."""
+    raising = [step for step in steps if step.raises]
+    returned = Sums((step.returned, step.raises) for step in raising if step.required)
+    invoked = Sums((step.invoked, step.raises) for step in raising)
+    for step in steps:
+        if step.level is None or not step.required:
+            continue
+        least, most = level + returned.before(step.invoked), level + invoked.until(step.returned)
+        if not least <= step.level <= most:
+            return step, f"it saw {step.level}, where it may have been {least} to {most}"
+    return None
+
+
+class Sums:
+    """Sums of amounts up to a moment."""
+
+    def __init__(self, timed: Iterable[tuple[float, int]]) -> None:
+        ordered = sorted(timed)
+        self._times = [moment for moment, _ in ordered]
+        self._sums = [0, *accumulate(amount for _, amount in ordered)]
+
+    def until(self, moment: float) -> int:
+        """The moment included."""
+        return self._sums[bisect_right(self._times, moment)]
+
+    def before(self, moment: float) -> int:
+        """Without the moment."""
+        return self._sums[bisect_left(self._times, moment)]
 
 
 def _until(steps: Sequence[Step[S]], end: float) -> list[Step[S]]:

@@ -7,16 +7,14 @@ at some time after it was first asked for, and before anybody was told. Ruled ou
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
 from typing import TypeAlias
 
 from tests.history import specs
-from tests.history.checker import Step
+from tests.history.checker import Step, Sums
 from tests.history.record import Budget, History, Kind, Operation, Outcome, Prize, Rules
 
 Key: TypeAlias = tuple[str, str]
@@ -123,8 +121,7 @@ class _Partition:
             steps += _mutations(runs, partial(_run, to))
         # Where the limit changes, grants of different users can't be swapped.
         steps += [_grant(effect, 1, limited=True, by_user=bool(limits)) for effect in effects]
-        adjusted = _adjusts(adjusts)
-        steps += adjusted
+        steps += _adjusts(adjusts)
         steps += _reads(self._by_kind[Kind.READ_STOCK], lambda one: one.prize_id == prize.prize_id)
         held = _Held(issues, effects, self._rules, lambda _: 1)
         by_user = _split_by_user(issues, effects, self._rules)
@@ -132,9 +129,11 @@ class _Partition:
             if issue.outcome is not Outcome.REJECTED or issue.returned is None:
                 continue
             if issue.reason == "SOLD_OUT":
-                steps.append(self._no_room(issue, 1, held, adjusted))
+                steps.append(self._no_room(issue, 1, held, steps))
             elif issue.reason == "LIMIT_REACHED":
-                steps.append(_look(issue, specs.LimitReached(issue.user_id, by_user[issue.user_id].besides(issue))))
+                besides = by_user[issue.user_id].besides(issue)
+                late = self._late(issue, [step for step in steps if _user(step) == issue.user_id])
+                steps.append(_look(issue, specs.LimitReached(issue.user_id, besides, late)))
             elif issue.reason in _STATES:
                 steps.append(_look(issue, specs.NotRunning(_STATES[issue.reason])))
         return AccountObject(f"prize {prize.prize_id}", steps, prize.capacity, prize.limit_per_user)
@@ -150,25 +149,35 @@ class _Partition:
         effects = [effect for effect in self._effects if mine(effect.attempt)]
         issues = [issue for issue in self._by_kind[Kind.ISSUE] if mine(issue)]
         steps = [_grant(effect, effect.amount) for effect in effects]
-        adjusted = _adjusts([one for one in self._by_kind[Kind.ADJUST_BUDGET] if named(one)])
-        steps += adjusted
+        steps += _adjusts([one for one in self._by_kind[Kind.ADJUST_BUDGET] if named(one)])
         steps += _reads(self._by_kind[Kind.READ_BUDGET], named)
         held = _Held(issues, effects, self._rules, lambda one: one.amount)
         for issue in issues:
             if issue.reason == "BUDGET_EXHAUSTED" and issue.outcome is Outcome.REJECTED and issue.returned is not None:
-                steps.append(self._no_room(issue, issue.amount, held, adjusted))
+                steps.append(self._no_room(issue, issue.amount, held, steps))
         return AccountObject(f"budget {budget.promotion_id} {budget.asset}", steps, budget.capacity)
 
     def _no_room(
-        self, issue: Operation, amount: int, held: _Held, adjusted: Sequence[Step[specs.Account]]
+        self, issue: Operation, amount: int, held: _Held, steps: Sequence[Step[specs.Account]]
     ) -> Step[specs.Account]:
         lag = self._rules.capacity_lag_seconds_max
         lagging = tuple(
             id(step.action)
-            for step in adjusted
+            for step in steps
             if isinstance(step.action, specs.Adjust) and step.action.delta > 0 and step.returned + lag >= issue.invoked
         )
-        return _look(issue, specs.NoRoom(amount, held.besides(issue), lagging))
+        return _look(issue, specs.NoRoom(amount, held.besides(issue), lagging, self._late(issue, steps)))
+
+    def _late(self, issue: Operation, steps: Sequence[Step[specs.Account]]) -> tuple[int, ...]:
+        """Unresolved grants whose calls can't hold any more when this one is sent."""
+        return tuple(
+            id(step.action)
+            for step in steps
+            if isinstance(step.action, specs.Grant)
+            and not step.action.resolved
+            and isinstance(step.source, Operation)
+            and _held_until(step.source, self._rules) < issue.invoked
+        )
 
     def _holders(self) -> Iterable[AccountObject]:
         """What users have of an asset and of a prize, where somebody looked."""
@@ -354,6 +363,10 @@ def _mutations(
     return steps
 
 
+def _user(step: Step[specs.Account]) -> str:
+    return step.action.user_id if isinstance(step.action, specs.Grant) else ""
+
+
 def _run(to: specs.Running, _: Operation) -> specs.Run:
     return specs.Run(to)
 
@@ -382,14 +395,13 @@ class _Held:
         rules: Rules,
         amount: Callable[[Operation | Effect], int],
     ) -> None:
-        self._rules = rules
         self._amount = amount
         resolved = [effect for effect in effects if effect.resolved]
         granted = {id(effect.attempt) for effect in resolved}
         others = [issue for issue in issues if id(issue) not in granted]
-        self._granted = _Sums([(effect.holds_from, amount(effect)) for effect in resolved])
-        self._begun = _Sums([(other.invoked, amount(other)) for other in others])
-        self._ended = _Sums([(self._until(other), amount(other)) for other in others])
+        self._granted = Sums([(effect.holds_from, amount(effect)) for effect in resolved])
+        self._begun = Sums([(other.invoked, amount(other)) for other in others])
+        self._ended = Sums([(_held_until(other, rules), amount(other)) for other in others])
 
     def besides(self, refused: Operation) -> int:
         """Units that may be held, or were granted, without the refused one's own."""
@@ -397,27 +409,14 @@ class _Held:
         begun = self._begun.until(refused.returned) - self._ended.before(refused.invoked)
         return self._granted.until(refused.returned) + begun - self._amount(refused)
 
-    def _until(self, call: Operation) -> float:
-        if call.returned is None:
-            return math.inf
-        if call.outcome in {Outcome.REJECTED, Outcome.GRANTED}:
-            return call.returned + self._rules.rejected_held_seconds_max
-        return call.returned + self._rules.held_seconds_max
 
-
-class _Sums:
-    """Sums of amounts up to a moment."""
-
-    def __init__(self, timed: Iterable[tuple[float, int]]) -> None:
-        ordered = sorted(timed)
-        self._times = [moment for moment, _ in ordered]
-        self._sums = [0, *accumulate(amount for _, amount in ordered)]
-
-    def until(self, moment: float) -> int:
-        return self._sums[bisect_right(self._times, moment)]
-
-    def before(self, moment: float) -> int:
-        return self._sums[bisect_left(self._times, moment)]
+def _held_until(call: Operation, rules: Rules) -> float:
+    """Until when a call that got no grant may hold what it asked for."""
+    if call.returned is None:
+        return math.inf
+    if call.outcome in {Outcome.REJECTED, Outcome.GRANTED}:
+        return call.returned + rules.rejected_held_seconds_max
+    return call.returned + rules.held_seconds_max
 
 
 def _split_by_user(issues: Sequence[Operation], effects: Sequence[Effect], rules: Rules) -> dict[str, _Held]:

@@ -17,8 +17,8 @@ _SHOWN_AROUND = 12
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One object. explanation: of a violation, the smallest window; of what is undecided, where the ledger's order
-    fails. note: what is strange and no violation."""
+    """One object. explanation: of a violation, the smallest window. note: where the ledger's own order fails, if it
+    does and that is no violation."""
 
     name: str
     operations: int
@@ -92,17 +92,16 @@ def _judge_account(account: AccountObject, nodes_max: int) -> Verdict:
     steps, new_state, count = account.steps, account.new_state, len(account.steps)
     witness = [step for step in steps if step.required or not step.raises]
     has_witness = all(step.rank is not None for step in witness if step.raises)
-    if has_witness:
-        if search(witness, new_state, ranked=True, nodes_max=nodes_max).answer is Answer.LINEARIZABLE:
-            return Verdict(account.name, count, Answer.LINEARIZABLE)
-        failing = smallest_window(witness, new_state, ranked=True)
+    if has_witness and search(witness, new_state, ranked=True, nodes_max=nodes_max).answer is Answer.LINEARIZABLE:
+        return Verdict(account.name, count, Answer.LINEARIZABLE)
     found = search(steps, new_state, nodes_max=nodes_max)
     if found.answer is Answer.VIOLATION:
         return Verdict(account.name, count, found.answer, _explained(smallest_window(steps, new_state), account))
-    note = ""
-    if has_witness:
-        note = "  in the ledger's own order of its grants it has no explanation:\n" + _explained(failing, account)
-    return Verdict(account.name, count, found.answer, "" if found.answer is Answer.LINEARIZABLE else note, note)
+    if not has_witness:
+        return Verdict(account.name, count, found.answer)
+    failing = smallest_window(witness, new_state, ranked=True)
+    note = f"  but not in the order in which the ledger numbered its grants:\n{_explained(failing, account)}"
+    return Verdict(account.name, count, found.answer, note=note)
 
 
 def _judge_request(request: RequestObject, nodes_max: int) -> Verdict:

@@ -98,7 +98,7 @@ class _System:
             self.at_once(Kind.READ_BALANCE, again, self.balance, user_id=self.user(), asset=_ASSET)
         elif dice < 0.98:
             self.at_once(Kind.READ_BALANCE, again, self.balance, user_id=self.user(), prize_id=_SALE)
-        elif dice < 0.985:
+        elif dice < 0.983:
             self.at_once(Kind.PAUSE, again, self.transition)
         elif dice < 0.992:
             self.at_once(Kind.RESUME, again, self.transition)

@@ -23,7 +23,7 @@ class Running(enum.StrEnum):
 class Account:
     """capacity = level + remaining, all in units; None: unlimited. limit: grants per user, 0 for none."""
 
-    __slots__ = ("_counts", "_grants_unresolved", "_limits", "_runs", "_tops", "capacity", "level")
+    __slots__ = ("_counts", "_limits", "_runs", "_tops", "_unresolved", "capacity", "level")
 
     def __init__(self, capacity: int | None, limit: int = 0) -> None:
         self.capacity = capacity
@@ -31,8 +31,8 @@ class Account:
         self._limits = [limit]
         self._runs = [Running.ACTIVE]
         self._counts: dict[str, int] = defaultdict(int)
-        self._grants_unresolved: dict[str, int] = defaultdict(int)
         self._tops: dict[int, int] = {}
+        self._unresolved: dict[int, int] = {}
 
     def key(self) -> Hashable:
         return self._runs[-1], self._limits[-1]
@@ -62,9 +62,10 @@ class Account:
 # --- what changes an account ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Grant:
-    """A unit of stock, or an amount of value, for a user. `limited`: whether the limit per user counts here."""
+    """A unit of stock, or an amount of value, for a user. `limited`: whether the limit per user counts here.
+    `resolved`: False if it is not known whether it was ever made."""
 
     amount: int
     user_id: str
@@ -82,15 +83,13 @@ class Grant:
         account.level += self.amount
         account._counts[self.user_id] += 1
         if not self.resolved:
-            account._grants_unresolved[""] += self.amount
-            account._grants_unresolved[self.user_id] += 1
+            account._unresolved[id(self)] = self.amount
 
     def undo(self, account: Account) -> None:
         account.level -= self.amount
         account._counts[self.user_id] -= 1
         if not self.resolved:
-            account._grants_unresolved[""] -= self.amount
-            account._grants_unresolved[self.user_id] -= 1
+            del account._unresolved[id(self)]
 
     def why_not(self, account: Account) -> str:
         if account.running is not Running.ACTIVE:
@@ -219,19 +218,22 @@ class NoRoom(_Look):
     The gate refuses for units that a call in flight holds, which may still fail. So it is right if `amount` is not left
     once all that may be held is taken off. may_hold: in units, all grants that were invoked before this returned
     (those that are placed already are taken off there: the difference stays the same), and all calls without a grant
-    that may hold while this was in flight. lagging: top-ups that the gate may not know yet, by id.
+    that may hold while this was in flight. lagging: top-ups that the gate may not know yet, by id. late: unresolved
+    grants, by id, whose own call can't hold any more: where one is placed before this, it was granted.
     """
 
     amount: int
     may_hold: int
     lagging: tuple[int, ...] = ()
+    late: tuple[int, ...] = ()
 
     def right(self, account: Account) -> bool:
         return account.capacity is not None and self._left(account, account.capacity) < self.amount
 
     def _left(self, account: Account, capacity: int) -> int:
-        unknown = sum(account._tops.get(name, 0) for name in self.lagging)
-        return capacity - unknown - account._grants_unresolved[""] - self.may_hold
+        lagging = sum(account._tops.get(name, 0) for name in self.lagging)
+        late = sum(account._unresolved.get(name, 0) for name in self.late)
+        return capacity - lagging - late - self.may_hold
 
     def why_not(self, account: Account) -> str:
         if account.capacity is None:
@@ -246,9 +248,10 @@ class LimitReached(_Look):
 
     user_id: str
     may_hold: int
+    late: tuple[int, ...] = ()
 
     def right(self, account: Account) -> bool:
-        return 0 < account.limit <= self.may_hold + account._grants_unresolved[self.user_id]
+        return 0 < account.limit <= self.may_hold + sum(name in account._unresolved for name in self.late)
 
     def why_not(self, account: Account) -> str:
         return (
