@@ -48,25 +48,30 @@ typedef struct { uint8_t *body; size_t len; Spot spots[SPOTS_MAX]; int spot_coun
 static Message *messages[MESSAGES_MAX]; static int message_count; static long wrap;
 static const char *authority, *path, *extra_name, *extra_value;
 static long done, started, total, statuses[STATUS_MAX + 1], fields[FIELDS_MAX + 1], broken;
-static long hist[BUCKETS]; static double lat_sum, lat_max;
+static long hist[BUCKETS], ok_hist[BUCKETS], ok_done; static double lat_sum, lat_max, ok_lat_max;
 static uint64_t rng = 88172645463325252ULL, id_prefix, id_counter;
 
 static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
 static uint64_t next_random(void) { rng ^= rng << 13; rng ^= rng >> 7; rng ^= rng << 17; return rng; }
 static void die(const char *what) { fprintf(stderr, "grpcblast: %s: %s\n", what, strerror(errno)); exit(2); }
 
-static void record(double seconds) {
+static void record(double seconds, int ok) {
   double us = seconds * 1e6;
   long b = us < 10000 ? (long)(us / 5) : 2000 + (long)((us - 10000) / 1000);
   lat_sum += seconds;
   if (seconds > lat_max) lat_max = seconds;
   hist[b < BUCKETS ? b : BUCKETS - 1]++;
+  if (!ok) return;
+  if (seconds > ok_lat_max) ok_lat_max = seconds;
+  ok_done++; ok_hist[b < BUCKETS ? b : BUCKETS - 1]++;
 }
-static double percentile_ms(double p) {
-  long want = (long)(p * done + 0.5), seen = 0;
-  for (long b = 0; b < BUCKETS; b++) { seen += hist[b]; if (seen >= want && hist[b]) return b < 2000 ? (b + 1) * 0.005 : 10 + (b - 1999); }
-  return lat_max * 1e3;
+static double percentile_of(const long *h, long count, double max, double p) {
+  long want = (long)(p * count + 0.5), seen = 0;
+  for (long b = 0; b < BUCKETS; b++) { seen += h[b]; if (seen >= want && h[b]) return b < 2000 ? (b + 1) * 0.005 : 10 + (b - 1999); }
+  return max * 1e3;
 }
+static double percentile_ms(double p) { return percentile_of(hist, done, lat_max, p); }
+static double ok_percentile_ms(double p) { return percentile_of(ok_hist, ok_done, ok_lat_max, p); }
 
 static void find_spots(Message *m) {
   for (size_t i = 5; i < m->len;) {
@@ -140,7 +145,7 @@ static int on_data(nghttp2_session *h2, uint8_t flags, int32_t id, const uint8_t
 static int on_close(nghttp2_session *h2, int32_t id, uint32_t code, void *user) {
   Conn *conn = user; Call *call = nghttp2_session_get_stream_user_data(h2, id);
   if (!call) return 0;
-  record(now() - call->due); done++; conn->inflight--;
+  record(now() - call->due, !code && !call->status); done++; conn->inflight--;
   if (code || call->status < 0) broken++;
   else { statuses[call->status < STATUS_MAX ? call->status : STATUS_MAX]++;
     if (!call->status) { int f = call->got > 5 ? call->head[5] >> 3 : 0; fields[f < FIELDS_MAX ? f : FIELDS_MAX]++; } }
@@ -217,6 +222,7 @@ int main(int argc, char **argv) {
   double cpu = ru.ru_utime.tv_sec + ru.ru_stime.tv_sec + (ru.ru_utime.tv_usec + ru.ru_stime.tv_usec) * 1e-6;
   printf("{\"requests\": %ld, \"seconds\": %.3f, \"per_second\": %.1f, \"target_rate\": %.1f, \"unanswered\": %ld, \"broken\": %ld, ", done, wall, done / wall, rate, started - done, broken);
   printf("\"latency_ms\": {\"mean\": %.3f, \"p50\": %.3f, \"p90\": %.3f, \"p99\": %.3f, \"p999\": %.3f, \"max\": %.3f}, ", done ? lat_sum / done * 1e3 : 0, percentile_ms(.5), percentile_ms(.9), percentile_ms(.99), percentile_ms(.999), lat_max * 1e3);
+  printf("\"ok_latency_ms\": {\"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}, ", ok_percentile_ms(.5), ok_percentile_ms(.99), ok_lat_max * 1e3);
   printf("\"grpc_status\": {"); int first = 1; for (int i = 0; i <= STATUS_MAX; i++) if (statuses[i]) { printf("%s\"%d\": %ld", first ? "" : ", ", i, statuses[i]); first = 0; }
   printf("}, \"ok_by_first_field\": {"); first = 1; for (int i = 0; i <= FIELDS_MAX; i++) if (fields[i]) { printf("%s\"%d\": %ld", first ? "" : ", ", i, fields[i]); first = 0; }
   printf("}, \"generator_cpu_us_per_request\": %.2f}\n", done ? cpu / done * 1e6 : 0);

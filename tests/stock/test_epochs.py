@@ -270,3 +270,17 @@ async def test_reconciling_an_overtaken_epoch_looks_again(gate: Gate, ledger: Me
     await ledger.open_epoch(GROUP, replacing=held.value, run_id=held.run_id)
     assert await gate.reconcile(GROUP) is Reconciled.CLOSED
     assert (await gate.admit(GROUP, [item("b")])).epoch > held.value
+
+
+async def test_background_jobs_pass_by_a_closed_group_without_opening_it(
+    new_gate: GateFactory, store: RedisGate, redis_client: Client
+) -> None:
+    # They go over all groups in turn: opening each after a flush would keep the last ones waiting for minutes.
+    await new_gate().admit(GROUP, [item("r1")])
+    await redis_client.flushdb()
+    newcomer = new_gate()
+
+    assert (await newcomer.open_admissions(GROUP, limit=10)).total == 0
+    assert await newcomer.reconcile(GROUP) is Reconciled.CLOSED
+    assert (await store.inspect(GROUP, resources=False)).open_epoch is None
+    assert (await newcomer.admit(GROUP, [item("r2")])).answers[0].code is AdmitCode.ADMITTED

@@ -283,14 +283,16 @@ class Gate:
             raise GateUnavailable(str(error)) from error
 
     async def open_admissions(self, group: int, *, limit: int) -> OpenAdmissions:
-        """The `limit` oldest admissions that are open, and how many there are; opens the group if need be.
+        """The `limit` oldest admissions that are open, and how many there are: none where the group is closed.
 
         Reads page by page, so admissions may come and go meanwhile; one that is open throughout is seen. Raises
         GateUnavailable.
         """
         known = self._know(group)
         try:
-            epoch = known.epoch or await self._open(group, known)
+            epoch = await self._if_open(group, known)
+            if epoch is None:
+                return OpenAdmissions(0, 0, [])
             seen: dict[int, OpenAdmission] = {}
             cursor, total = "0", 0
             for _ in range(self._settings.scan_pages_max):
@@ -317,13 +319,13 @@ class Gate:
     async def reconcile(self, group: int) -> Reconciled:
         """Compare with the ledger and mend: push newer capacities, open a new epoch if the gate is wrong.
 
-        Also takes over a backfill that stands still. Meant to be called every second by one worker. Raises
-        GateUnavailable.
+        Also takes over a backfill that stands still. A group that is closed is left to the next request for it. Meant
+        to be called every second by one worker. Raises GateUnavailable.
         """
         known = self._know(group)
         try:
-            epoch = known.epoch or await self._open(group, known)
-            return await self._compare(group, known, epoch)
+            epoch = await self._if_open(group, known)
+            return Reconciled.CLOSED if epoch is None else await self._compare(group, known, epoch)
         except RedisUnavailable as error:
             raise GateUnavailable(str(error)) from error
 
@@ -401,6 +403,23 @@ class Gate:
             self._start_opening(known, self._adopt_or_rebuild(group, known))
         assert known.opening is not None
         return await asyncio.shield(known.opening)
+
+    async def _if_open(self, group: int, known: _Group) -> Epoch | None:
+        """The epoch that it is open under; None: it is closed, and so holds nothing to look after.
+
+        Background jobs go over all groups one after the other. Opening each would cost up to `adopt_seconds_max` after
+        a flush, so that what dead workers left in the last ones would stay open for minutes.
+        """
+        if known.epoch is not None:
+            return known.epoch
+        current = await self._source.current_epoch(group)
+        if current is None:
+            return None
+        state = await self._store.inspect(group, resources=False)
+        if state.open_epoch != current.value or state.run_id != current.run_id:
+            return None
+        self.counts.adopted += 1
+        return self._adopt(known, current)
 
     @staticmethod
     def _start_opening(known: _Group, work: Coroutine[Any, Any, Epoch]) -> None:
