@@ -77,6 +77,11 @@ class Cluster:
             for proxy in server.proxies:
                 proxy.calm()
 
+    def pids(self) -> Mapping[str, int]:
+        """Of every process that runs now, by name."""
+        running = {**self.postgres.pids(), **self.valkey.pids()}
+        return running | {server.name: server.pid for server in self.servers if server.is_running}
+
     def logs(self) -> Mapping[str, str]:
         """The end of every engine's and server's log, by name, for reports."""
         return {

@@ -121,6 +121,10 @@ class PostgresPair:
         """Why the disk can't be filled; empty where it can."""
         return self._primary.disk.why_not
 
+    def pids(self) -> dict[str, int]:
+        """Of each that runs, by name."""
+        return {node.data_dir.name: node.pid for node in self._nodes if node.is_running}
+
     def logs(self) -> dict[str, str]:
         """The end of each log, by name."""
         return {node.data_dir.name: log_tail(node.log_path) for node in self._nodes}

@@ -71,6 +71,12 @@ class ServerSlot:
         """Of the last process: None while it runs or before the first start; negative: the signal that ended it."""
         return None if self._child is None else self._child.returncode
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs, or ran last."""
+        assert self._child is not None, f"{self.name} was never started"
+        return self._child.pid
+
     async def __aenter__(self) -> Self:
         for proxy in self.proxies:
             await self._stack.enter_async_context(proxy)
@@ -125,12 +131,15 @@ class ServerSlot:
                 line = await child.stdout.readline()
         except TimeoutError:
             line = b""
-        if not line:
+        told: Mapping[str, str] = json.loads(line) if line else {}
+        if told.get("event") != "ready":
+            if line:  # it said why not, and ends
+                await self.ended()
             raise NotInForce(
-                f"{self.name} does not serve. Its log is {self.log_path}; it ends with:\n{self.log_tail()}"
+                f"{self.name} does not serve: {line.decode()}. Its log is {self.log_path}; it ends with:\n"
+                + self.log_tail()
             )
-        ready: Mapping[str, str] = json.loads(line)
-        return ready
+        return told
 
     async def kill(self) -> None:
         """SIGKILL; returns when it is gone. Does nothing when it has ended."""

@@ -101,6 +101,23 @@ async def test_frozen_it_does_not_answer_and_thawed_it_goes_on(pair: PostgresPai
     assert "frozen" in await noted(pair)
 
 
+async def test_a_commit_whose_caller_was_cut_off_in_the_middle_happens_later(pair: PostgresPair) -> None:
+    async with Proxy(*pair.address) as proxy:
+        caller = Client(await postgres.connect(pair.dsn_through(proxy)))
+        await pair.lose_standby()
+        note = await waiting_note(pair, caller, "cut off")
+        assert proxy.orphan() == 1
+        with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await note
+        assert "cut off" not in await noted(pair)
+        await pair.return_standby()
+
+        async def happened() -> bool:
+            return "cut off" in await noted(pair)
+
+        await until(happened, "the commit that nobody listens to")
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 async def test_commits_wait_for_a_lost_standby_until_it_returns(
     pair: PostgresPair, client: Client, frozen: bool

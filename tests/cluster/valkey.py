@@ -115,6 +115,10 @@ class ValkeyGroup:
         """Of the primary's process."""
         return str((await self._primary.info("server"))["run_id"])
 
+    def pids(self) -> dict[str, int]:
+        """Of each that runs, by name."""
+        return {node.data_dir.name: node.pid for node in self._nodes if node.is_running}
+
     def logs(self) -> dict[str, str]:
         """The end of each log, by name."""
         return {node.data_dir.name: log_tail(node.log_path) for node in self._nodes}
