@@ -46,3 +46,17 @@ async def test_a_retry_goes_above_the_fence_of_a_worker_whose_clock_is_ahead(des
     admission = await pool.fetchval("SELECT admission FROM guerdon.request WHERE request_id = 'r-1'")
     assert admission > ahead
     assert (await desk.stock()).issued_units == 2
+
+
+async def test_a_request_that_the_gate_has_forgotten_is_let_in_and_not_granted_again(
+    desk: Desk, pool: postgres.Pool, redis_client: redis.Client
+) -> None:
+    await desk.opens()
+    await desk.coupon(stock=5)
+    granted = await desk.grant(ask("r-1"))
+    _, markers, _, _ = keys(await pool.fetchval("SELECT sid FROM guerdon.promotion"))
+    for _ in range(2):
+        await redis.call(redis_client, "HDEL", markers, "r-1")
+
+        assert await desk.grant(ask("r-1"), replayed=True) == granted
+    assert (await desk.stock()).issued_units == 1

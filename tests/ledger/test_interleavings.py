@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import pytest
 
 from guerdon_server.core.ledger.model import CommitCode, CommitItem, CommitResult, RequestState
+from guerdon_server.core.ledger.ports import LedgerAway
+from guerdon_server.core.ledger.postgres.ledger import PostgresLedger
+from guerdon_server.platform import postgres
 
 from .conftest import Books
 from .sessions import free_accounts, holder
@@ -201,3 +204,18 @@ async def test_a_fence_waits_for_the_commit_of_its_key_and_finds_the_grant(books
         await other.lets_go()
     assert await fence == [(RequestState.GRANTED, item.admission)]
     assert await cancel is RequestState.GRANTED
+
+
+async def test_a_commit_that_may_not_wait_any_longer_for_a_lock_is_no_poison(books: Books, database: str) -> None:
+    """It gives up before it has written: nothing was granted, and there is nothing to look for in its batch."""
+    prize = await books.prize("coupon", stock=9)
+    pool = await postgres.create_pool(database, size_min=1, size_max=2, lock_timeout_seconds=0.1)
+    ledger = PostgresLedger(pool, pool, worker=1, commit_seconds_max=60)
+    item = books.item(prize, "ada", "r1")
+    async with holder(books.pool) as other:
+        await other.locks_account(await stock_account(books, prize))
+        with pytest.raises(LedgerAway):
+            await ledger.commit([item])
+        await other.lets_go()
+    assert codes(await ledger.commit([item])) == [CommitCode.GRANTED]
+    pool.terminate()

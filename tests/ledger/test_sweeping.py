@@ -136,3 +136,12 @@ async def test_a_replay_that_a_dead_worker_had_admitted_is_given_back_and_known(
     assert await shop.used() == 1
     again = AdmitItem(shop.mine.next(), "r1", claims=((shop.stock, 1),))
     assert (await shop.gate.admit(shop.books.promotion, [again])).answers[0].code is AdmitCode.GRANTED_BEFORE
+
+
+async def test_what_was_admitted_under_an_epoch_that_is_over_is_not_granted(shop: Shop, redis_client: Client) -> None:
+    """The gate has forgotten it, and lets others in for what it took."""
+    lost = await shop.admits(shop.mine, "r1")
+    await redis_client.flushdb()
+    again = [await shop.admits(shop.mine, f"again-{number}") for number in range(9)]
+    assert await shop.commits(lost) is CommitCode.STALE_EPOCH
+    assert [await shop.commits(item) for item in again] == [CommitCode.GRANTED] * 9
