@@ -77,6 +77,16 @@ class Cluster:
             for proxy in server.proxies:
                 proxy.calm()
 
+    async def mend(self) -> None:
+        """No fault is left, and every server serves, whatever was done."""
+        self.calm()
+        await self.valkey.mend()
+        await self.postgres.mend()
+        for server in self.servers:
+            await server.thaw()
+            if not server.is_running:
+                await server.start()
+
     def pids(self) -> Mapping[str, int]:
         """Of every process that runs now, by name."""
         running = {**self.postgres.pids(), **self.valkey.pids()}

@@ -12,7 +12,7 @@ from typing import Self
 import asyncpg
 
 from guerdon_server.platform.postgres import Connection
-from tests.cluster.postgres_node import STANDBY, PostgresNode
+from tests.cluster.postgres_node import AWAY, STANDBY, PostgresNode
 from tests.cluster.proxy import HOST, Proxy
 from tests.cluster.waiting import STATE_SECONDS_MAX, NotInForce, NotPossible, log_tail, until
 
@@ -52,7 +52,6 @@ CREATE TRIGGER fault_poison BEFORE INSERT OR UPDATE ON guerdon.request
 _CATCH_UP_SECONDS_MAX = 15.0
 _LOCK_PAUSE_SECONDS = 0.01
 _ROUND_PAUSE_SECONDS = 0.05
-_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class PostgresPair:
@@ -79,6 +78,7 @@ class PostgresPair:
             )
         self._stack = AsyncExitStack()
         self._wanted = standby
+        self._standby_is_old = False  # it was the primary until the fail-over
         self._synchronous = False
         self._deadlocks: asyncio.Task[None] | None = None
         self._deadlocks_before = 0
@@ -165,8 +165,21 @@ class PostgresPair:
         await self._primary.freeze()
 
     async def thaw(self) -> None:
-        """Does nothing when it isn't frozen."""
-        await self._primary.thaw()
+        """Whichever is frozen goes on (after a split it may be the old primary)."""
+        for node in self._nodes:
+            await node.thaw()
+
+    async def mend(self) -> None:
+        """Everything as after the start, whatever was done."""
+        await self.thaw()
+        await self.release_account_locks()
+        await self.stop_deadlocks()
+        await self.free_disk()
+        self._lead(self.followers)
+        if self._standby is not None:
+            await self.return_standby()
+        await self.stop_raising()
+        await self.stop_poison()
 
     # --- the standby ----------------------------------------------------------------------------------------------
 
@@ -192,7 +205,8 @@ class PostgresPair:
                 now = await connection.fetchval("SELECT pg_current_wal_flush_lsn()::text")
                 return bool(await connection.fetchval(_IN_STEP, STANDBY, state, now))
 
-        await until(in_step, f"{standby} to be in step", log_path=standby.log_path, seconds_max=seconds_max)
+        what = f"{standby} to be in step ({state})"
+        await until(in_step, what, log_path=standby.log_path, seconds_max=seconds_max, asking_fails=AWAY)
 
     async def lose_standby(self, *, frozen: bool = False) -> None:
         """SIGKILL (or SIGSTOP) to the standby: from now on commits wait, those under way too."""
@@ -207,8 +221,11 @@ class PostgresPair:
             return not await connection.fetchval("SELECT count(*) FROM pg_stat_replication")
 
     async def return_standby(self) -> None:
-        """The lost standby comes back and catches up; made anew if it can't."""
+        """The lost standby comes back and catches up; made anew if it can't. Does nothing where it is in step."""
         standby = self._other
+        if self._standby_is_old:
+            await self.rebuild_standby()
+            return
         await standby.thaw()
         if not standby.is_running:
             await standby.begin()
@@ -251,7 +268,7 @@ class PostgresPair:
             await new.begin()
         await new.promote()
         self._synchronous = False
-        self._primary, self._standby = new, old
+        self._primary, self._standby, self._standby_is_old = new, old, True
         self._lead(proxy for proxy in self.followers if proxy not in keep_old_for)
 
     async def rebuild_standby(self) -> None:
@@ -261,6 +278,7 @@ class PostgresPair:
         """
         self._lead(self.followers)
         await self._other.begin_as_copy(self._primary)
+        self._standby_is_old = False
         await self.set_synchronous(self._wanted)
         if not self._wanted:
             await self._in_step("async")
@@ -353,7 +371,7 @@ class PostgresPair:
 
     async def _lock_backwards(self, begun: asyncio.Event) -> None:
         while True:
-            with suppress(*_AWAY):  # killed, promoted, cut off: again
+            with suppress(*AWAY):  # killed, promoted, cut off: again
                 async with self.connection() as connection:
                     # Whoever waits longer than this is the victim, and that shall be the others.
                     await connection.execute("SET deadlock_timeout = '20s'")
@@ -399,5 +417,5 @@ async def _ended(task: asyncio.Task[None]) -> None:
     """Cancel it and see it out; a session that the engine took with it is no failure."""
     task.cancel()
     await asyncio.wait({task})
-    if not task.cancelled() and not isinstance(task.exception(), (*_AWAY, type(None))):
+    if not task.cancelled() and not isinstance(task.exception(), (*AWAY, type(None))):
         await task

@@ -20,10 +20,11 @@ from guerdon_server.platform.engines.folder import make_folder, write_private
 from guerdon_server.platform.engines.postgres import DATABASE, postgres_dsn
 from guerdon_server.platform.postgres import Connection
 from tests.cluster.disk import Disk
-from tests.cluster.waiting import bounded, let_go, stop_still, until
+from tests.cluster.waiting import POLL_SECONDS, bounded, let_go, stop_still, until
 
 STANDBY = "standby"
 _SETTINGS: Mapping[str, str] = {
+    "max_connections": "300",  # connections whose callers were cut off stay for a while
     "shared_buffers": "64MB",
     "min_wal_size": "80MB",
     "max_wal_size": "256MB",
@@ -34,6 +35,9 @@ _SETTINGS: Mapping[str, str] = {
     "wal_retrieve_retry_interval": "100ms",
     "wal_receiver_status_interval": "1s",
 }
+AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What a session ends with when its server does."""
+_CONNECT_SECONDS_MAX = 10.0
 _IPC_RMID = 0
 _BACKUP_SECONDS_MAX = 60.0
 _SESSION_LIMITS = "SET synchronous_commit = local; SET lock_timeout = '10s'; SET statement_timeout = '30s'"
@@ -70,13 +74,26 @@ class PostgresNode(PostgresEngine):
 
     @asynccontextmanager
     async def connection(self, database: str = DATABASE) -> AsyncIterator[Connection]:
-        """A session whose own commits wait for no standby, and that waits for nothing without a limit."""
-        connection = await postgres.connect(self.dsn_for(database), application_name="cluster")
+        """A session whose own commits wait for no standby, and that waits for nothing without a limit.
+
+        While the server recovers, or has no connection left, it is asked again for a while. Raises AWAY.
+        """
+        connection = await self._connect(database)
         try:
             await connection.execute(_SESSION_LIMITS)
             yield connection
         finally:
             connection.terminate()
+
+    async def _connect(self, database: str) -> Connection:
+        deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS_MAX
+        while True:
+            try:
+                return await postgres.connect(self.dsn_for(database), application_name="cluster")
+            except AWAY:
+                if not self.is_running or asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(POLL_SECONDS)
 
     async def begin(self) -> None:
         """Start it, whatever state it is in; it takes connections when this returns."""
@@ -121,13 +138,10 @@ class PostgresNode(PostgresEngine):
         async def writable() -> bool:
             if not self.is_running:
                 await self.begin()
-            try:
-                async with self.connection() as connection:
-                    return not await connection.fetchval("SELECT pg_is_in_recovery()")
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                return False
+            async with self.connection() as connection:
+                return not await connection.fetchval("SELECT pg_is_in_recovery()")
 
-        await until(writable, f"{self} to be writable", log_path=self.log_path, seconds_max=60.0)
+        await until(writable, f"{self} to be writable", log_path=self.log_path, seconds_max=60.0, asking_fails=AWAY)
 
     async def set_standby_names(self, names: str) -> None:
         """Whom commits wait for; in force at the latest when the next checkpoint is."""

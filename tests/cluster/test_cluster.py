@@ -176,6 +176,32 @@ async def test_a_lost_reply_of_the_server_is_a_durable_grant(
     cluster.calm()
 
 
+async def test_whatever_was_done_can_be_mended(cluster: Cluster, desks: list[Desk]) -> None:
+    postgres, valkey = cluster.postgres, cluster.valkey
+    left, right = cluster.servers
+    await postgres.poison("mended")
+    await postgres.raise_in_commits("40001", 1.0)
+    await postgres.hold_account_locks(60)
+    await postgres.fail_over(keep_old_for=[left.to_postgres])
+    await postgres.freeze()
+    await valkey.fail_over(keep_old_for=[right.to_redis])
+    await valkey.limit_memory()
+    await valkey.kill()
+    await left.freeze()
+    await right.kill()
+    left.callers.stall = right.callers.away = True
+    await cluster.mend()
+    assert postgres.synchronous
+    for desk in desks:
+
+        async def granted(desk: Desk = desk) -> bool:
+            answer = await outcome(desk.issue(ask("mended"), timeout=2.0))
+            return not isinstance(answer, Refusal) and answer.HasField("granted")
+
+        await eventually(granted)
+    await proven(cluster)
+
+
 async def test_everything_is_ended_although_the_block_was_cancelled_while_it_ended(tmp_path: Path) -> None:
     inside, pids = asyncio.Event(), set[int]()
 

@@ -88,6 +88,10 @@ class Caller:
         with pytest.raises(_CUT):
             await self.answer()
 
+    @property
+    def unsent_bytes(self) -> int:
+        return self._writer.transport.get_write_buffer_size()
+
     def close(self) -> None:
         self._writer.close()
 
@@ -187,6 +191,22 @@ async def test_stalled_data_arrives_after_the_stall_even_when_its_sender_has_lef
         proxy.stall = False
         await target.has_heard(b"late\n")
         assert await patient.answer() == b"patient\n"
+
+
+async def test_much_that_was_sent_during_a_stall_waits_with_its_sender_and_arrives(
+    proxy: Proxy, target: Target
+) -> None:
+    line = b"x" * 60_000 + b"\n"
+    async with calling(proxy) as caller:
+        proxy.stall = True
+        for _ in range(500):
+            caller.send(line)
+        await caller.hears_nothing()
+        assert caller.unsent_bytes > 0  # the proxy holds only so much
+        proxy.stall = False
+        for _ in range(500):
+            assert await caller.answer() == line
+    assert target.heard == [line] * 500
 
 
 async def test_an_orphaned_request_is_acted_on_while_the_target_sees_no_end(proxy: Proxy, target: Target) -> None:

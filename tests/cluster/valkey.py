@@ -175,6 +175,14 @@ class ValkeyGroup:
         """Whichever is frozen goes on."""
         await let_go(lambda: [node.pid for node in self._nodes if node.is_running], "Valkey")
 
+    async def mend(self) -> None:
+        """Everything as after the start, whatever was done; what it holds stays."""
+        await self.thaw()
+        if not self._primary.is_running:
+            await self.restart_empty()
+        await self.unlimit_memory()
+        await self.heal()
+
     # --- data -----------------------------------------------------------------------------------------------------
 
     async def flush_all(self) -> None:

@@ -30,16 +30,22 @@ async def until(
     *,
     log_path: Path | None = None,
     seconds_max: float = STATE_SECONDS_MAX,
+    asking_fails: tuple[type[Exception], ...] = (),
 ) -> None:
-    """Ask until it holds. Raises NotInForce, which says `what` was waited for."""
+    """Ask until it holds; an error of `asking_fails` means "not yet". Raises NotInForce, which tells it and `what`."""
+    last: Exception | None = None
     try:
         async with asyncio.timeout(seconds_max):
             while True:
-                if await condition():
-                    return
+                try:
+                    if await condition():
+                        return
+                except asking_fails as error:
+                    last = error
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
-        raise NotInForce(f"waited {seconds_max:g} s for: {what}{_end_of(log_path)}") from None
+        why = f" ({last!r})" if last is not None else ""
+        raise NotInForce(f"waited {seconds_max:g} s for: {what}{why}{_end_of(log_path)}") from last
 
 
 async def bounded(call: Awaitable[None], what: str, *, log_path: Path | None = None) -> None:
