@@ -118,6 +118,7 @@ async def running(settings: Settings, *, failpoints: Failpoints | None = None) -
                 settings,
                 size_max=settings.postgres_connections_max,
                 name="guerdon",
+                answer_seconds_max=settings.read_seconds_max,
                 failpoints=failpoints,
             )
         except Exception as error:
@@ -146,7 +147,7 @@ async def running(settings: Settings, *, failpoints: Failpoints | None = None) -
         )
         metrics = IssuingMetrics(registry)
         client = redis.connect(settings.redis_url, failpoints=failpoints)
-        stack.push_async_callback(client.aclose)
+        stack.push_async_callback(_close_client, client)
         gate = _gate(settings, client, reads, metrics)
         stack.push_async_callback(gate.aclose)
         ledger = PostgresLedger(commits, reads, worker=incarnation, commit_seconds_max=settings.commit_seconds_max)
@@ -292,6 +293,7 @@ async def _pool(
     size_max: int,
     name: str,
     lock_timeout_seconds: float | None = None,
+    answer_seconds_max: float | None = None,
     failpoints: Failpoints | None = None,
 ) -> postgres.Pool:
     pool = await postgres.create_pool(
@@ -300,6 +302,7 @@ async def _pool(
         size_max=size_max,
         application_name=name,
         lock_timeout_seconds=lock_timeout_seconds,
+        answer_seconds_max=answer_seconds_max,
         statement_cache_size=settings.statement_cache_items_max,
         failpoints=failpoints,
     )
@@ -308,10 +311,19 @@ async def _pool(
 
 
 async def _close_pool(pool: postgres.Pool) -> None:
+    """Best effort: all is done, and a connection that breaks now is closed, too."""
     try:
         await asyncio.wait_for(pool.close(), timeout=5)
-    except TimeoutError:
+    except Exception as error:
+        _log.warning("connections to PostgreSQL were cut, not closed", extra={"why": str(error)})
         pool.terminate()
+
+
+async def _close_client(client: redis.Client) -> None:
+    try:
+        await client.aclose()
+    except Exception as error:
+        _log.warning("connections to Redis could not be closed", extra={"why": str(error)})
 
 
 async def _check_database(pool: postgres.Pool, settings: Settings) -> None:

@@ -81,6 +81,12 @@ class Settings:
         maximum=300,
         doc="After this a commit without an answer counts as unknown and is fenced.",
     )
+    read_seconds_max: float = setting(
+        default=10.0,
+        minimum=0.1,
+        maximum=300,
+        doc="After this a read or a change of the catalogue without an answer is given up, and its connection cut.",
+    )
     twin_wait_ms_max: int = setting(
         default=1000,
         minimum=0,

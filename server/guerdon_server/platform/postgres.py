@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partialmethod
 from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -44,23 +45,26 @@ async def create_pool(
     lock_timeout_seconds: float | None = None,
     statement_cache_size: int = 256,
     connect_timeout_seconds: float = _CONNECT_SECONDS_MAX,
+    answer_seconds_max: float | None = None,
     failpoints: Failpoints | None = None,
 ) -> Pool:
     """A pool whose sessions have search_path `guerdon`, UTC and no JIT; close it with `await pool.close()`.
 
     `statement_timeout_seconds` must stay None for a pool that commits: a commit is never cancelled. With
     `lock_timeout_seconds` it gives up by itself when it waits so long for a lock (55P03: nothing was written). Behind
-    pgbouncer
-    before 1.21 in transaction mode set `statement_cache_size` 0. Sessions are not reset on release (that would cost
-    a round trip each time; an open transaction is rolled back all the same): use SET LOCAL and transaction-level
-    advisory locks only. Raises OSError, TimeoutError or asyncpg.PostgresError if the server can't be reached. With
+    pgbouncer before 1.21 in transaction mode set `statement_cache_size` 0. Sessions are not reset on release (that would
+    cost a round trip each time; an open transaction is rolled back all the same): use SET LOCAL and transaction-level
+    advisory locks only. With `answer_seconds_max` a connection is cut when an answer takes longer (or than the call's
+    own `timeout`), and the call fails as if the server had done it: without it a network that swallows packets, or a
+    server that stands still, would keep the caller for ever. Raises OSError, TimeoutError or asyncpg.PostgresError if the server can't be reached. With
     `failpoints` (tests) its I/O passes them.
     """
-    watched: dict[str, Any] = {}
+    connection_class = asyncpg.Connection if answer_seconds_max is None else _impatient(answer_seconds_max)
+    watched: dict[str, Any] = {"connection_class": connection_class}
     if failpoints is not None:
         from guerdon_server.platform import postgres_failpoints  # noqa: PLC0415  never loaded in production
 
-        watched = postgres_failpoints.pool_options(failpoints)
+        watched = postgres_failpoints.pool_options(failpoints, connection_class)
     statement_ms, lock_ms = (round((t or 0) * 1000) for t in (statement_timeout_seconds, lock_timeout_seconds))
     return await asyncpg.create_pool(
         dsn,
@@ -77,6 +81,23 @@ async def create_pool(
         },
         **watched,
     )
+
+
+def _impatient(answer_seconds_max: float) -> type[Connection]:
+    """Connections that end themselves when an answer doesn't come. (A `timeout` of asyncpg's own sends a request to
+    cancel, and then waits for its effect: on a server that answers nothing, for ever.)"""
+
+    class Impatient(asyncpg.Connection):
+        async def _within(self, method: str, *arguments: Any, timeout: float | None = None, **options: Any) -> Any:
+            timer = asyncio.get_running_loop().call_later(timeout or answer_seconds_max, self.terminate)
+            try:
+                return await getattr(super(), method)(*arguments, **options)
+            finally:
+                timer.cancel()
+
+    for method in ("fetch", "fetchrow", "fetchval", "execute"):
+        setattr(Impatient, method, partialmethod(Impatient._within, method))
+    return Impatient
 
 
 async def connect(dsn: str, *, application_name: str = "guerdon") -> Connection:

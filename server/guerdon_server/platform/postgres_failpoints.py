@@ -57,9 +57,9 @@ def name_of(sql: str) -> str:
     return ".".join(words).lower()
 
 
-def pool_options(points: Failpoints) -> dict[str, Any]:
-    """For `asyncpg.create_pool`: its connections pass the points; also those that it makes and closes."""
-    connection_class = _connection_class(points)
+def pool_options(points: Failpoints, base: type[asyncpg.Connection[asyncpg.Record]]) -> dict[str, Any]:
+    """For `asyncpg.create_pool`: its connections (of class `base`) pass the points, also when they are made and closed."""
+    connection_class = _connection_class(points, base)
 
     async def connect(*arguments: Any, **options: Any) -> asyncpg.Connection[asyncpg.Record]:
         made: list[asyncpg.Connection[asyncpg.Record]] = []
@@ -87,8 +87,10 @@ def _reset(point: str, *connections: asyncpg.Connection[asyncpg.Record]) -> Exce
     return ConnectionResetError(f"failpoint {point}")
 
 
-def _connection_class(points: Failpoints) -> type[asyncpg.Connection[asyncpg.Record]]:
-    class Connection(asyncpg.Connection):
+def _connection_class(
+    points: Failpoints, base: type[asyncpg.Connection[asyncpg.Record]]
+) -> type[asyncpg.Connection[asyncpg.Record]]:
+    class Connection(base):  # type: ignore[valid-type, misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             self._cut = asyncio.Event()

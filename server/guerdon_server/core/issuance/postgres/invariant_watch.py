@@ -12,6 +12,7 @@ _log = logging.getLogger(__name__)
 
 # One pass over the accounts, in one snapshot: debits equal credits for each asset and prize; what left a prize's stock
 # is what users hold; nothing is below its floor. `guerdon verify` proves everything, against transfers and grants.
+_LOOK_SECONDS_MAX = 3600.0  # it reads all accounts
 _LOOK = """
 WITH sums AS (
     SELECT kind, item, sum(debits) AS debits, sum(credits) AS credits, count(*) FILTER (
@@ -48,7 +49,7 @@ class InvariantWatch:
         if not await self._leadership.lead("invariants", self._incarnation):
             self.violations = 0
             return
-        self.violations = int(await self._pool.fetchval(_LOOK))
+        self.violations = int(await self._pool.fetchval(_LOOK, timeout=_LOOK_SECONDS_MAX))
         self.looks_total += 1
         if self.violations:
             _log.critical("the books are violated: run `guerdon verify`", extra={"violations": self.violations})
