@@ -221,11 +221,10 @@ def _effects(calls: Sequence[Operation]) -> Iterable[Effect]:
 
 def _effect(attempt: Operation, issuance_id: str, amount: int, calls: Sequence[Operation]) -> Effect:
     """Between the last that saw no grant and the first that saw it; as far as they agree."""
-    returned = math.inf if attempt.open else _end(attempt)
-    latest = min([returned, *(_end(call) for call in calls if call.issuance_id == issuance_id)])
+    latest = min(_end(call) for call in calls if call.issuance_id == issuance_id)
     earliest = _not_before(calls, attempt)
     if earliest > latest:  # a contradiction, which the request's own check finds
-        earliest, latest = attempt.invoked, max(returned, attempt.invoked)
+        earliest, latest = attempt.invoked, math.inf if attempt.open else _end(attempt)
     return Effect(attempt, issuance_id, amount, earliest, latest, attempt.invoked, True)
 
 

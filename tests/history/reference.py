@@ -120,9 +120,14 @@ def _take(world: _World, one: Operation) -> Callable[[], None] | None:  # noqa: 
                 return None
             world.capacity += one.amount
             return lambda: setattr(world, "capacity", world.capacity - one.amount)
-        case Kind.PAUSE | Kind.RESUME, _:
+        case Kind.SET_LIMIT, _:
+            limit, world.limit = world.limit, one.amount
+            return lambda: setattr(world, "limit", limit)
+        case Kind.PAUSE | Kind.RESUME | Kind.END, _:
             before = world.running
-            world.running = "paused" if one.kind is Kind.PAUSE else "active"
+            if before == "ended" and one.kind is not Kind.END:
+                return None
+            world.running = {Kind.PAUSE: "paused", Kind.RESUME: "active"}.get(one.kind, "ended")
             return lambda: setattr(world, "running", before)
     raise AssertionError(one)
 
@@ -139,6 +144,8 @@ def _rejected(world: _World, one: Operation, answer: str) -> bool:
             return answer == "never"
         case "PROMOTION_PAUSED":
             return world.running == "paused"
+        case "PROMOTION_ENDED":
+            return world.running == "ended"
         case "SOLD_OUT":
             return world.capacity - world.issued - _unseen(world, one) <= _holding(world, one, world.history.operations)
         case "LIMIT_REACHED":

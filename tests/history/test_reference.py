@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,23 +24,25 @@ _often = settings(max_examples=150, deadline=None, derandomize=True, database=No
 _seeds = st.integers(0, 2**40)
 
 
-_ANSWERS: list[tuple[Kind, Outcome, str]] = [
-    (Kind.ISSUE, Outcome.GRANTED, ""),
+_Answer: TypeAlias = tuple[Kind, Outcome, str]
+_ANSWERS: list[_Answer] = [
     (Kind.ISSUE, Outcome.GRANTED, ""),
     (Kind.ISSUE, Outcome.UNKNOWN, ""),
     (Kind.ISSUE, Outcome.FAILED, ""),
     (Kind.ISSUE, Outcome.REJECTED, "SOLD_OUT"),
     (Kind.ISSUE, Outcome.REJECTED, "LIMIT_REACHED"),
     (Kind.ISSUE, Outcome.REJECTED, "PROMOTION_PAUSED"),
-    (Kind.READ_STOCK, Outcome.OK, ""),
+    (Kind.ISSUE, Outcome.REJECTED, "PROMOTION_ENDED"),
     (Kind.READ_STOCK, Outcome.OK, ""),
     (Kind.ADJUST_STOCK, Outcome.OK, ""),
     (Kind.ADJUST_STOCK, Outcome.UNKNOWN, ""),
     (Kind.PAUSE, Outcome.OK, ""),
     (Kind.PAUSE, Outcome.UNKNOWN, ""),
     (Kind.RESUME, Outcome.OK, ""),
+    (Kind.END, Outcome.OK, ""),
+    (Kind.SET_LIMIT, Outcome.OK, ""),
 ]
-_LOOK_UPS: list[tuple[Kind, Outcome, str]] = [
+_LOOK_UPS: list[_Answer] = [
     (Kind.ISSUE, Outcome.REPLAYED, ""),
     (Kind.ISSUE, Outcome.REJECTED, "CANCELLED"),
     (Kind.GET_ISSUANCE, Outcome.GRANTED, ""),
@@ -52,7 +55,12 @@ _LOOK_UPS: list[tuple[Kind, Outcome, str]] = [
 
 
 def _history(chance: random.Random, requests: int) -> History:
-    """Up to 6 calls on one prize. requests: how many ids they share; 0: each has its own and none is looked up."""
+    """Up to 6 calls on one prize. requests: how many ids they share; 0: each has its own and none is looked up.
+
+    Each history has a few kinds of answers only, so that each kind often meets itself and every other.
+    """
+    answers = _ANSWERS + _LOOK_UPS if requests else _ANSWERS
+    answers = [*chance.sample(answers, chance.randint(1, 6)), _ANSWERS[0]]
     return History(
         prizes=[Prize("p", "z", chance.randrange(3), chance.randrange(3))],
         rules=Rules(
@@ -60,13 +68,15 @@ def _history(chance: random.Random, requests: int) -> History:
             rejected_held_seconds_max=float(chance.randrange(2)),
             capacity_lag_seconds_max=float(chance.randrange(2)),
         ),
-        operations=[_call(chance, number, requests) for number in range(chance.randrange(1, 7))],
+        operations=[
+            _call(chance, chance.choice(answers), number, requests) for number in range(chance.randrange(1, 7))
+        ],
     )
 
 
-def _call(chance: random.Random, number: int, requests: int) -> Operation:
+def _call(chance: random.Random, answer: _Answer, number: int, requests: int) -> Operation:
     """Any answer to any call; most make no sense together, and that is the point."""
-    kind, outcome, reason = chance.choice(_ANSWERS if requests == 0 else _ANSWERS + _LOOK_UPS)
+    kind, outcome, reason = answer
     invoked, returned = sorted((float(chance.randrange(10)), float(chance.randrange(10))))
     call = Operation(kind, invoked, returned, outcome, reason, promotion_id="p")
     if kind in {Kind.ISSUE, Kind.GET_ISSUANCE, Kind.CANCEL}:
@@ -81,6 +91,8 @@ def _call(chance: random.Random, number: int, requests: int) -> Operation:
     elif kind is Kind.READ_STOCK:
         call.prize_id, call.issued, call.capacity = "z", chance.randrange(3), chance.randint(1, 2)
         call.remaining = call.capacity - call.issued
+    elif kind is Kind.SET_LIMIT:
+        call.prize_id, call.amount = "z", chance.randrange(3)
     elif kind is Kind.ADJUST_STOCK:
         call.prize_id, call.amount = "z", chance.choice([-1, 1])
     return call
@@ -134,7 +146,7 @@ def test_what_one_order_explains_is_never_called_a_violation(seed: int) -> None:
 def test_of_one_request_it_says_what_every_order_says(seed: int) -> None:
     def agrees(history: History) -> bool:
         only = {Kind.ISSUE, Kind.GET_ISSUANCE, Kind.CANCEL}
-        other = {"SOLD_OUT", "LIMIT_REACHED", "PROMOTION_PAUSED"}
+        other = {"SOLD_OUT", "LIMIT_REACHED", "PROMOTION_PAUSED", "PROMOTION_ENDED"}
         history.prizes = [Prize("p", "z", 100)]
         history.operations = [one for one in history.operations if one.kind in only and one.reason not in other]
         return check(history).ok is _counted("request", reference.explained(history))
