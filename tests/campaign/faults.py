@@ -329,7 +329,7 @@ async def _redis_key_deleted(g: Ground) -> None:
 
 @_fault("redis-full", "redis", "maxmemory reached, noeviction")
 async def _redis_full(g: Ground) -> None:
-    await g.cluster.valkey.limit_memory(headroom_bytes=g.rng.choice((-1, 0, 2_000, 50_000)))
+    await g.cluster.valkey.limit_memory(headroom_bytes=g.rng.choice((-256 << 10, -256 << 10, 2_000, 50_000)))
     await g.load(1, 3)
     await g.cluster.valkey.unlimit_memory()
     g.mended()
@@ -503,7 +503,7 @@ async def _commits_raise(g: Ground) -> None:
 async def _deadlocks(g: Ground) -> None:
     await g.cluster.postgres.start_deadlocks()
     await g.load(2.5, 4)
-    g.notes.append(f"{await g.cluster.postgres.stop_deadlocks()} rounds")
+    g.notes.append(f"{await g.cluster.postgres.stop_deadlocks()} deadlocks")
     g.mended()
 
 
@@ -647,7 +647,7 @@ async def _poison(g: Ground) -> None:
     answers = {call.outcome for call in g.journal.calls[started:] if call.request_id == names[place]}
     g.notes.append("/".join(sorted(answers)))
     together = [
-        (f"{'poison' if n == 7 else 'sound'}-whole-{name}", offer, users[n % len(users)], 0)
+        (f"{'poison' if n == 7 else 'beside-poison'}-whole-{name}", offer, users[n % len(users)], 0)
         for n, name in enumerate(names[:20])
     ]
     await caller.batch(offer.promotion_id, together, together=True)
