@@ -198,6 +198,14 @@ def test_a_grant_after_an_acknowledged_pause(script: _Script) -> None:
     script.violates("prize mug", late)
 
 
+def test_of_two_transitions_at_once_either_may_be_the_last(script: _Script) -> None:
+    script.says(Kind.PAUSE, 4.0, returned=5.0)
+    script.says(Kind.RESUME, 4.0, returned=4.9)
+    after = script.grants(3, 6.0)
+    script.holds()
+    script.violates("prize mug", after, script.refuses(9, 5.5, "PROMOTION_PAUSED"))
+
+
 def test_a_grant_after_the_end(script: _Script) -> None:
     script.says(Kind.END, 4.0)
     script.refuses(8, 5.0, "PROMOTION_ENDED")
@@ -243,7 +251,7 @@ def test_sold_out_while_another_call_may_hold_the_last(
 def test_sold_out_by_the_capacity_before_a_top_up(script: _Script) -> None:
     script.grants(3, 4.0)
     script.says(Kind.ADJUST_STOCK, 5.0, prize_id="mug", amount=1)
-    refused = script.refuses(9, 5.3, "SOLD_OUT")
+    refused = script.refuses(9, 5.6, "SOLD_OUT")
     script.violates("prize mug", refused)
     script.history.rules = Rules(capacity_lag_seconds_max=0.5)
     script.holds()
