@@ -8,8 +8,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from guerdon_server.core.ledger.model import CommitCode, CommitItem, CommitResult, RequestState
+from guerdon_server.core.ledger.model import (
+    AccountId,
+    CommitCode,
+    CommitItem,
+    CommitResult,
+    PromotionSid,
+    RequestState,
+)
 from guerdon_server.core.ledger.ports import LedgerAway
+from guerdon_server.core.ledger.postgres.capacity import AdjustCode, Adjustment, CapacityKind, adjust_capacity
 from guerdon_server.core.ledger.postgres.ledger import PostgresLedger
 from guerdon_server.platform import postgres
 
@@ -219,3 +227,44 @@ async def test_a_commit_that_may_not_wait_any_longer_for_a_lock_is_no_poison(boo
         await other.lets_go()
     assert codes(await ledger.commit([item])) == [CommitCode.GRANTED]
     pool.terminate()
+
+
+async def test_a_recall_finds_what_was_issued_while_it_waited_for_the_lock(books: Books) -> None:
+    prize = await books.prize("coupon", stock=3)
+    async with holder(books.pool) as other:
+        assert await other.commits([books.item(prize, f"u{i}", f"r{i}") for i in range(2)]) == [CommitCode.GRANTED] * 2
+        recall = asyncio.create_task(adjust(books, prize, -2))
+        await other.until_waiting(recall)
+        await other.lets_go()
+    refused = await recall
+    assert refused.code is AdjustCode.INSUFFICIENT
+    assert (refused.capacity.units, refused.capacity.issued, refused.capacity.remaining) == (3, 2, 1)
+
+
+async def test_of_two_top_ups_each_draws_a_version_of_its_own(books: Books) -> None:
+    """The gate keeps the newest: two capacities with one version, and it might keep the smaller."""
+    prize = await books.prize("coupon", stock=3)
+    async with holder(books.pool) as other:
+        await other.locks_account(await stock_account(books, prize))
+        both = [asyncio.create_task(adjust(books, prize, delta)) for delta in (5, 7)]
+        await other.until_waiting(*both)
+        await other.lets_go()
+    found = [(await one).capacity for one in both]
+    assert sorted(capacity.version or 0 for capacity in found) == [2, 3]
+    assert max(found, key=lambda capacity: capacity.version or 0).units == 15
+
+
+async def adjust(books: Books, prize: int, delta: int) -> Adjustment:
+    accounts = await books.pool.fetchrow(
+        "SELECT stock_source_account, stock_account FROM guerdon.prize WHERE sid = $1", prize
+    )
+    assert accounts is not None
+    async with books.pool.acquire() as session:
+        return await adjust_capacity(
+            session,
+            kind=CapacityKind.STOCK,
+            promotion=PromotionSid(books.promotion),
+            source=AccountId(accounts["stock_source_account"]),
+            account=AccountId(accounts["stock_account"]),
+            delta=delta,
+        )

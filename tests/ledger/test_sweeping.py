@@ -34,11 +34,11 @@ class Shop:
         self.mine = AdmissionIds(living)
         self._living = living
 
-    def sweeper(self, *, age_ms_max: int = _HOUR_MS) -> Sweeper:
+    def sweeper(self, *, age_ms_max: int = _HOUR_MS, workers: Workers | None = None) -> Sweeper:
         return Sweeper(
             gate=self.gate,
             ledger=self.books.ledger,
-            workers=Workers(self.books.pool, lease_seconds=3600),
+            workers=workers or Workers(self.books.pool, lease_seconds=3600),
             incarnation=self._living,
             age_ms_max=age_ms_max,
         )
@@ -145,3 +145,21 @@ async def test_what_was_admitted_under_an_epoch_that_is_over_is_not_granted(shop
     again = [await shop.admits(shop.mine, f"again-{number}") for number in range(9)]
     assert await shop.commits(lost) is CommitCode.STALE_EPOCH
     assert [await shop.commits(item) for item in again] == [CommitCode.GRANTED] * 9
+
+
+async def test_who_starts_while_it_sweeps_is_not_taken_for_dead(shop: Shop) -> None:
+    """Whoever made an admission had registered before, so the living are read after the admissions."""
+    late: list[CommitItem] = []
+
+    class OneMoreStarts(Workers):
+        async def living(self) -> set[int]:
+            known = await super().living()
+            late.append(await shop.admits(AdmissionIds(await self.register()), "late"))
+            return known
+
+    await shop.admits(_DEAD, "dead")
+    sweeper = shop.sweeper(workers=OneMoreStarts(shop.books.pool, lease_seconds=3600))
+    await sweeper.run_once()
+    assert sweeper.counts.fenced_total == 1
+    await shop.until_open(1)
+    assert await shop.commits(late[0]) is CommitCode.GRANTED

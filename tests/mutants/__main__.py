@@ -48,10 +48,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _chosen(names: Sequence[str]) -> list[Mutant]:
     found = mutants()
-    for name in names:
-        if not any(name in mutant.name for mutant in found):
+    chosen = {name: [mutant for mutant in found if _is_named(mutant, name)] for name in names}
+    for name, some in chosen.items():
+        if not some:
             sys.exit(f"scripts/mutants: there is no mutant {name}; see scripts/mutants --list")
-    return [mutant for mutant in found if not names or any(name in mutant.name for name in names)]
+    return [mutant for mutant in found if not names or any(mutant in some for some in chosen.values())]
+
+
+def _is_named(mutant: Mutant, name: str) -> bool:
+    return int(name) == int(mutant.name[:2]) if name.isdecimal() else name in mutant.name
 
 
 @contextmanager
