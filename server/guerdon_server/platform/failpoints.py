@@ -91,15 +91,20 @@ class Failpoints:
         self.seen: defaultdict[str, set[str]] = defaultdict(set)
         self.fired: Counter[str] = Counter()
 
-    @contextmanager
-    def armed(self, spec: str) -> Iterator[list[Rule]]:
-        """More rules while the block runs; their `passes` count from its beginning."""
+    def arm(self, spec: str) -> list[Rule]:
+        """More rules; their `passes` count from now on."""
         rules = parse(spec)
         self._rules = self._rules + rules
+        return rules
+
+    @contextmanager
+    def armed(self, spec: str) -> Iterator[list[Rule]]:
+        """More rules while the block runs."""
+        rules = self.arm(spec)
         try:
             yield rules
         finally:
-            self._rules = [rule for rule in self._rules if rule not in rules]
+            self._rules = [rule for rule in self._rules if not any(rule is ours for ours in rules)]
 
     async def around(
         self,

@@ -64,7 +64,7 @@ async def create_pool(
     if failpoints is not None:
         from guerdon_server.platform import postgres_failpoints  # noqa: PLC0415  never loaded in production
 
-        watched = postgres_failpoints.pool_options(failpoints, connection_class)
+        watched = postgres_failpoints.pool_options(failpoints, connection_class, answer_seconds_max)
     statement_ms, lock_ms = (round((t or 0) * 1000) for t in (statement_timeout_seconds, lock_timeout_seconds))
     return await asyncpg.create_pool(
         dsn,

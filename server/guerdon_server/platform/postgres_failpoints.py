@@ -57,9 +57,14 @@ def name_of(sql: str) -> str:
     return ".".join(words).lower()
 
 
-def pool_options(points: Failpoints, base: type[asyncpg.Connection[asyncpg.Record]]) -> dict[str, Any]:
-    """For `asyncpg.create_pool`: its connections (of class `base`) pass the points, also when they are made and closed."""
-    connection_class = _connection_class(points, base)
+def pool_options(
+    points: Failpoints, base: type[asyncpg.Connection[asyncpg.Record]], answer_seconds_max: float | None
+) -> dict[str, Any]:
+    """For `asyncpg.create_pool`: its connections (of class `base`) pass the points, also when they are made and closed.
+
+    A delay is no longer than the pool waits for an answer.
+    """
+    connection_class = _connection_class(points, base, answer_seconds_max)
 
     async def connect(*arguments: Any, **options: Any) -> asyncpg.Connection[asyncpg.Record]:
         made: list[asyncpg.Connection[asyncpg.Record]] = []
@@ -88,7 +93,7 @@ def _reset(point: str, *connections: asyncpg.Connection[asyncpg.Record]) -> Exce
 
 
 def _connection_class(
-    points: Failpoints, base: type[asyncpg.Connection[asyncpg.Record]]
+    points: Failpoints, base: type[asyncpg.Connection[asyncpg.Record]], answer_seconds_max: float | None
 ) -> type[asyncpg.Connection[asyncpg.Record]]:
     class Connection(base):  # type: ignore[valid-type, misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -119,7 +124,14 @@ def _connection_class(
             async def call() -> Any:
                 return await getattr(super(Connection, self), method)(query, *arguments, **options)
 
-            return await points.around([f"postgres.{name}"], call, what=query, broken=self._broken, cut=self._cut)
+            return await points.around(
+                [f"postgres.{name}"],
+                call,
+                what=query,
+                broken=self._broken,
+                cut=self._cut,
+                patience_seconds=options.get("timeout") or answer_seconds_max,
+            )
 
     for method in _USED:
         setattr(Connection, method, _watched(method))
