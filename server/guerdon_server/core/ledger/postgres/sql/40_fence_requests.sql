@@ -35,7 +35,7 @@ END
 $$;
 
 -- Rules a request out for ever, unless it was granted. Output: the outcome that the key now holds (1 or 3). Writes:
--- request, and to the log in any case, as above: neither answer may be lost with a primary that fails afterwards.
+-- request; also where it changes nothing, because a conflicting row is locked, so that a synchronous standby has it.
 CREATE OR REPLACE FUNCTION guerdon.cancel_request(p_promotion bigint, p_request text) RETURNS smallint
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -43,7 +43,6 @@ BEGIN
     INSERT INTO guerdon.request AS r (promotion, request_id, outcome, admission)
     VALUES (p_promotion, p_request, 3, 0)
     ON CONFLICT (promotion, request_id) DO UPDATE SET outcome = 3 WHERE r.outcome = 2;
-    PERFORM pg_logical_emit_message(true, 'guerdon', 'cancel');
     RETURN (SELECT r.outcome FROM guerdon.request r WHERE r.promotion = p_promotion AND r.request_id = p_request);
 END
 $$;
