@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+from guerdon_server import bootstrap
 from guerdon_server.core.issuance.pipeline import AdmissionIds
 from guerdon_server.core.stock.redis.store import keys
 from guerdon_server.platform import postgres, redis
-from tests.issuing.desk import Desk, ask, reason
+from guerdon_server.settings import Settings
+from tests.issuing.desk import Desk, ask, opened, reason
+from tests.issuing.proof import proven
 
 _FAR_MS = 4_000_000_000_000
 
@@ -60,3 +65,22 @@ async def test_a_request_that_the_gate_has_forgotten_is_let_in_and_not_granted_a
 
         assert await desk.grant(ask("r-1"), replayed=True) == granted
     assert (await desk.stock()).issued_units == 1
+
+
+async def test_an_epoch_that_was_replaced_elsewhere_is_noticed_at_the_commit(
+    settings: Settings, pool: postgres.Pool
+) -> None:
+    """By the call that meets it, not by a background job: here none comes."""
+    seldom = dataclasses.replace(settings, reconcile_interval_ms=60_000)
+    async with bootstrap.running(seldom) as endpoints, opened(endpoints.grpc) as desk:
+        await desk.opens()
+        await desk.coupon(stock=5)
+        await desk.grant(ask())
+        before = await pool.fetchval("SELECT gate_epoch FROM guerdon.promotion")
+        await pool.execute("SELECT guerdon.open_epoch(sid, gate_epoch, 7, gate_run_id) FROM guerdon.promotion")
+
+        await desk.grant(ask("r-1"))
+
+        assert await pool.fetchval("SELECT gate_epoch FROM guerdon.promotion") > before
+        assert (await desk.stock()).issued_units == 2
+    await proven(settings)

@@ -1,12 +1,15 @@
-"""While a commit is under way nobody is told that there is none."""
+"""What is told while an attempt is under way: not that there is none, and no refusal before it has let go."""
 
 from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from guerdon_server.core.stock.service import Gate
 from guerdon_server.platform import postgres
 from guerdon_server.settings import Settings
-from tests.issuing.desk import Desk, ask, eventually
+from tests.issuing.desk import WAIT_SECONDS_MAX, Desk, ask, eventually, reason
 from tests.issuing.proof import open_admissions
 
 
@@ -31,3 +34,29 @@ async def test_an_attempt_in_flight_is_pending_on_every_server(desk: Desk, other
         await connection.close()
     granted = await slow
     assert (await other.became("slow")).granted == granted
+
+
+async def test_a_refusal_is_answered_after_what_its_attempt_took_was_given_back(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next request of the same user could be refused for what this one still holds."""
+    await desk.opens()
+    await desk.coupon(stock=5, limit=1)
+    await desk.became("r-1", cancel=True)
+    asked, may_go_on = asyncio.Event(), asyncio.Event()
+    settled = Gate.settled
+
+    async def held(gate: Gate) -> None:
+        asked.set()
+        await may_go_on.wait()
+        await settled(gate)
+
+    monkeypatch.setattr(Gate, "settled", held)
+    refused = asyncio.create_task(desk.rejection(ask("r-1")))
+    waits = asyncio.create_task(asked.wait())
+    await asyncio.wait({refused, waits}, return_when=asyncio.FIRST_COMPLETED, timeout=WAIT_SECONDS_MAX)
+    assert asked.is_set()
+    assert not refused.done()
+    may_go_on.set()
+    assert reason(await refused) == "CANCELLED"
+    await desk.grant(ask("r-2"))

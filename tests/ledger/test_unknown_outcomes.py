@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from guerdon_server.core.issuance.committer import Committer
 from guerdon_server.core.ledger.postgres.ledger import PostgresLedger
 from guerdon_server.core.stock.model import SettleCode
 from guerdon_server.platform import postgres
+from guerdon_server.platform.batching import QueueFull
 from guerdon_server.platform.errors import ServiceError
 from tests.stock.proxy import Proxy
 from tests.stock.waiting import eventually
@@ -32,6 +36,23 @@ async def test_nothing_is_settled_while_its_commit_is_in_flight(books: Books) ->
         await other.lets_go()
     assert codes(await waits) == ["GRANTED"] * 2
     assert settled.of(items) == [SettleCode.GRANTED] * 2
+
+
+async def test_what_a_full_queue_refuses_is_given_back_at_once(books: Books) -> None:
+    prize = await books.prize("coupon", stock=9)
+    settled = Settled()
+    items = [books.item(prize, "ada", f"r{number}") for number in range(3)]
+    committer = Committer(books.ledger, settled, items_max=1, in_flight_max=1, queue_items_max=1)
+    async with holder(books.pool) as other:
+        await other.locks_account(await books.pool.fetchval("SELECT stock_account FROM guerdon.prize"))
+        in_flight = committer.submit(items[:1])
+        await eventually(lambda: committer.batches.in_flight == 1)
+        queued = committer.submit(items[1:2])
+        with pytest.raises(QueueFull):
+            committer.submit(items[2:])
+        assert settled.of(items) == [None, None, SettleCode.GIVEN_BACK]
+        await other.lets_go()
+    assert codes([*await in_flight, *await queued]) == ["GRANTED"] * 2
 
 
 async def test_while_nobody_can_tell_whether_it_was_granted_nothing_is_given_back(books: Books, database: str) -> None:
