@@ -242,19 +242,12 @@ class Round:
         self, request: prize.IssuePrizeRequest, *, desks: Sequence[Desk] | None = None
     ) -> prize.Issuance | None:
         """The grant, or None if it was rejected."""
-        self.asked[request.request_id] = request
 
         async def call(desk: Desk, seconds_max: float) -> prize.IssuePrizeResponse | None:
             answer = await desk.issue(request, timeout=seconds_max, principal=self.name)
             return None if answer.HasField("pending") else answer
 
-        answer = await self._firmly(call, desks=desks)
-        if answer.HasField("rejected"):
-            self.rejected.add(request.request_id)
-            return None
-        self.rejected.discard(request.request_id)
-        self.acknowledged(answer.granted)
-        return answer.granted
+        return self.answered(request, await self._firmly(call, desks=desks))
 
     async def batch(self, name: str, *, together: bool = False) -> None:
         """Two prizes for one user; together: both or neither."""
@@ -283,6 +276,17 @@ class Round:
         granted = [result.HasField("granted") for result in results]
         if together:
             assert len(set(granted)) == 1, results
+
+    def answered(self, request: prize.IssuePrizeRequest, answer: prize.IssuePrizeResponse) -> prize.Issuance | None:
+        """Notes a final answer. A grant that was there before its refusal shows that the refusal was no truth."""
+        self.asked[request.request_id] = request
+        if answer.HasField("rejected"):
+            self.rejected.add(request.request_id)
+            return None
+        assert not (answer.replayed and request.request_id in self.rejected), f"refused, but granted: {answer}"
+        self.rejected.discard(request.request_id)
+        self.acknowledged(answer.granted)
+        return answer.granted
 
     def acknowledged(self, grant: prize.Issuance) -> None:
         """Remembers a grant; there must not have been another for its request."""
