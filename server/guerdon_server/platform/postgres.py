@@ -51,13 +51,13 @@ async def create_pool(
     """A pool whose sessions have search_path `guerdon`, UTC and no JIT; close it with `await pool.close()`.
 
     `statement_timeout_seconds` must stay None for a pool that commits: a commit is never cancelled. With
-    `lock_timeout_seconds` it gives up by itself when it waits so long for a lock (55P03: nothing was written). Behind
-    pgbouncer before 1.21 in transaction mode set `statement_cache_size` 0. Sessions are not reset on release (that would
-    cost a round trip each time; an open transaction is rolled back all the same): use SET LOCAL and transaction-level
-    advisory locks only. With `answer_seconds_max` a connection is cut when an answer takes longer (or than the call's
-    own `timeout`), and the call fails as if the server had done it: without it a network that swallows packets, or a
-    server that stands still, would keep the caller for ever. Raises OSError, TimeoutError or asyncpg.PostgresError if the server can't be reached. With
-    `failpoints` (tests) its I/O passes them.
+    `lock_timeout_seconds` it gives up by itself when it waits so long for a lock (55P03: nothing was written). With
+    `answer_seconds_max` a connection is cut when an answer takes longer (or than a call's own `timeout`), and the call
+    fails as if the server had done it: without it a network that swallows packets, or a server that stands still, would
+    keep a caller for ever. Behind pgbouncer before 1.21 in transaction mode set `statement_cache_size` 0. Sessions are
+    not reset on release (that would cost a round trip each time; an open transaction is rolled back all the same): use
+    SET LOCAL and transaction-level advisory locks only. With `failpoints` (tests) its I/O passes them. Raises OSError,
+    TimeoutError or asyncpg.PostgresError if the server can't be reached.
     """
     connection_class = asyncpg.Connection if answer_seconds_max is None else _impatient(answer_seconds_max)
     watched: dict[str, Any] = {"connection_class": connection_class}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from guerdon_server.core.issuance.model import PromotionTerms
 from guerdon_server.core.issuance.ports import TermsSource
-from guerdon_server.platform.batching import Coalescer
+from guerdon_server.platform.batching import ENOUGH_ITEMS, Coalescer
 from guerdon_server.platform.errors import ServiceError
 
 _log = logging.getLogger(__name__)
@@ -40,6 +40,14 @@ class Catalogue:
             queue_items_max=_LOAD_QUEUE_ITEMS_MAX,
             name="catalogue",
         )
+        self._versions: Coalescer[str, int | None] = Coalescer(
+            self._newest,
+            items_max=_LOAD_ITEMS_MAX,
+            in_flight_max=1,
+            queue_items_max=_LOAD_QUEUE_ITEMS_MAX,
+            name="catalogue versions",
+            enough_items=ENOUGH_ITEMS,
+        )
 
     def find(self, promotion_id: str) -> PromotionTerms | None:
         """The terms as last read, at once; None: not in memory."""
@@ -49,6 +57,11 @@ class Catalogue:
         """The terms as they are now; None: there is no such promotion. Raises LedgerAway."""
         (terms,) = await self._loads.submit((promotion_id,))
         return terms
+
+    async def is_current(self, terms: PromotionTerms) -> bool:
+        """Whether these are still the newest terms of their promotion, read after this call. Raises LedgerAway."""
+        (version,) = await self._versions.submit((terms.promotion_id,))
+        return version == terms.version
 
     def now(self) -> dt.datetime:
         """The system's time, from this machine's monotonic clock and the database's at the last reading."""
@@ -73,6 +86,11 @@ class Catalogue:
     async def aclose(self) -> None:
         """Finish the readings in flight."""
         await self._loads.aclose()
+        await self._versions.aclose()
+
+    async def _newest(self, promotion_ids: list[str]) -> Sequence[int | None]:
+        newest = await self._source.versions(sorted(set(promotion_ids)))
+        return [newest.get(promotion_id) for promotion_id in promotion_ids]
 
     async def _load(self, promotion_ids: list[str]) -> Sequence[PromotionTerms | None]:
         loaded, now = await self._source.load(sorted(set(promotion_ids)))

@@ -158,11 +158,14 @@ class Issuer:
         todo, attempts = slots, 0
         twin_wait = _TwinWait(self._settings.twin_wait_seconds_max)
         while todo:
-            terms = await self._decide(call, todo, anew=attempts > 0)
+            terms, fresh = await self._decide(call, todo, anew=attempts > 0)
             passed, refused = _split(todo, call)
             principal = (self._principals.get(call.principal) or await self._know(call.principal)) if passed else 0
-            admitted, waiting = await self._admit(terms, passed, refused, call) if passed else ([], [])
-            stale = await self._commit(call, principal, admitted) if admitted else []
+            admitted, waiting, stale = (
+                await self._admit(terms, passed, refused, call, fresh=fresh) if passed else ([], [], [])
+            )
+            if admitted:
+                stale = await self._commit(call, principal, admitted)
             if refused:
                 await self._replay(call, terms, refused)
             if stale:
@@ -190,11 +193,14 @@ class Issuer:
 
     # --- decide ---------------------------------------------------------------------------------------------------
 
-    async def _decide(self, call: IssueCall, slots: list[_Slot], *, anew: bool) -> PromotionTerms:
-        """Set a decision or a refusal for each. A refusal is never made from terms older than the call."""
+    async def _decide(self, call: IssueCall, slots: list[_Slot], *, anew: bool) -> tuple[PromotionTerms, bool]:
+        """Set a decision or a refusal for each. A refusal is never made from terms older than the call.
+
+        Returns the terms, and whether they were read after the call began.
+        """
         terms = None if anew else self._catalogue.find(call.promotion_id)
         if terms is not None and self._decided(call, terms, slots):
-            return terms
+            return terms, False
         terms = await self._catalogue.refresh(call.promotion_id)
         if terms is None:
             raise not_found(
@@ -204,7 +210,7 @@ class Issuer:
             )
         if not self._decided(call, terms, slots):
             await self._explain(call, terms, slots)
-        return terms
+        return terms, True
 
     def _decided(self, call: IssueCall, terms: PromotionTerms, slots: list[_Slot]) -> bool:
         """Whether no item was refused."""
@@ -245,16 +251,21 @@ class Issuer:
     # --- admit ----------------------------------------------------------------------------------------------------
 
     async def _admit(
-        self, terms: PromotionTerms, slots: list[_Slot], refused: list[_Slot], call: IssueCall
-    ) -> tuple[list[_Slot], list[_Slot]]:
-        """Ask the gate: who may go on to the commit, and who waits for a twin in flight; adds to `refused`."""
+        self, terms: PromotionTerms, slots: list[_Slot], refused: list[_Slot], call: IssueCall, *, fresh: bool
+    ) -> tuple[list[_Slot], list[_Slot], list[_Slot]]:
+        """Ask the gate: who may go on to the commit, who waits for a twin in flight, who must be decided anew.
+
+        Adds to `refused`. `fresh`: the terms are not older than the call.
+        """
         for slot in slots:
             slot.admission = self._ids.next()
         try:
             answers = (await self._gate.admit(terms.sid, [_admit_item(slot) for slot in slots])).answers
+            if not fresh and await self._outdated(terms, slots, answers):
+                return [], [], slots
         except ServiceError as error:
             _settle_for(slots, error)
-            return [], []
+            return [], [], []
         all_or_nothing = call.all_or_nothing
         admitted: list[_Slot] = []
         waiting: list[_Slot] = []
@@ -278,12 +289,31 @@ class Issuer:
             # first: the id may have been used for something else.
             self._give_back(terms.sid, admitted)
             if not failed:
-                return [], waiting + admitted
+                return [], waiting + admitted, []
             for slot in waiting + admitted:
                 slot.refusal = rules.batch_not_granted()
             refused += waiting + admitted
-            return [], []
-        return admitted, waiting
+            return [], [], []
+        return admitted, waiting, []
+
+    async def _outdated(self, terms: PromotionTerms, slots: list[_Slot], answers: Sequence[Answer]) -> bool:
+        """Whether the gate refused by terms that have changed since they were read; then nobody goes on by them.
+
+        Raises ServiceError where that can't be known, after what was admitted has been given back.
+        """
+        if not any(map(_refused_by_terms, slots, answers)):
+            return False
+        current = False
+        try:
+            current = await self._catalogue.is_current(terms)
+        finally:
+            if not current:
+                pairs = zip(slots, answers, strict=True)
+                admitted = [slot for slot, answer in pairs if answer.code is AdmitCode.ADMITTED]
+                for slot in admitted:
+                    slot.admitted = True
+                self._give_back(terms.sid, admitted)
+        return not current
 
     def _give_back(self, group: int, slots: list[_Slot]) -> None:
         if slots:
@@ -498,6 +528,13 @@ def _commit_item(slot: _Slot, principal: int, group: int) -> CommitItem:
         principal,
         group,
     )
+
+
+def _refused_by_terms(slot: _Slot, answer: Answer) -> bool:
+    """Whether the gate might have said yes under other terms: a limit, or a value. (Of stock every grant takes one.)"""
+    if answer.code is AdmitCode.REFUSED:
+        return answer.resource != _decision(slot).prize.stock_resource
+    return answer.code is AdmitCode.LIMIT_REACHED
 
 
 def _gate_refusal(slot: _Slot, answer: Answer) -> Rejection | ServiceError:

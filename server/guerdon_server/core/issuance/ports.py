@@ -16,6 +16,10 @@ class TermsSource(Protocol):
         """The current terms of those that exist, and the system's time at the reading."""
         ...
 
+    async def versions(self, promotion_ids: Sequence[str]) -> dict[str, int]:
+        """The current versions of those that exist."""
+        ...
+
     async def changed(self, since_version: int) -> tuple[list[str], int]:
         """Ids of promotions with a version above the given one, and the highest version."""
         ...

@@ -35,6 +35,7 @@ LEFT JOIN guerdon.account b ON b.id = z.budget_account
 LEFT JOIN guerdon.asset a ON a.sid = z.asset
 WHERE z.promotion = ANY ($1::bigint[])
 """
+_VERSIONS = "SELECT promotion_id, version FROM guerdon.promotion WHERE promotion_id = ANY ($1)"
 _CHANGED = "SELECT promotion_id, version FROM guerdon.promotion WHERE version > $1 ORDER BY version"
 
 
@@ -60,6 +61,10 @@ class PostgresTerms:
         for row in rows:
             prizes[row["promotion"]][row["prize_id"]] = _prize(row)
         return {row["promotion_id"]: _promotion(row, prizes[row["sid"]]) for row in promotions}, now
+
+    async def versions(self, promotion_ids: Sequence[str]) -> dict[str, int]:
+        rows = await self._fetch(_VERSIONS, promotion_ids)
+        return {row["promotion_id"]: row["version"] for row in rows}
 
     async def changed(self, since_version: int) -> tuple[list[str], int]:
         rows = await self._fetch(_CHANGED, since_version)
