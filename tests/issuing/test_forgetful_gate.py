@@ -11,7 +11,7 @@ from guerdon_server.core.issuance.pipeline import AdmissionIds
 from guerdon_server.core.stock.redis.store import keys
 from guerdon_server.platform import postgres, redis
 from guerdon_server.settings import Settings
-from tests.issuing.desk import Desk, ask, opened, reason
+from tests.issuing.desk import Desk, ask, eventually, opened, reason
 from tests.issuing.proof import proven
 
 _FAR_MS = 4_000_000_000_000
@@ -84,3 +84,24 @@ async def test_an_epoch_that_was_replaced_elsewhere_is_noticed_at_the_commit(
         assert await pool.fetchval("SELECT gate_epoch FROM guerdon.promotion") > before
         assert (await desk.stock()).issued_units == 2
     await proven(settings)
+
+
+async def test_a_fenced_request_is_granted_after_the_gate_was_rebuilt(
+    desk: Desk, pool: postgres.Pool, redis_client: redis.Client
+) -> None:
+    """The backfill marks what was granted, and nothing else that the ledger holds under a request's key."""
+    await desk.opens()
+    await desk.coupon(stock=5)
+    granted = await desk.grant(ask("r-1"))
+    sid = await pool.fetchval("SELECT sid FROM guerdon.promotion")
+    await pool.execute("SELECT * FROM guerdon.fence_requests($1, $2, $3)", [sid], ["r-2"], [1])
+    await redis_client.flushdb()
+    await desk.grant(ask())
+    meta, _, _, _ = keys(sid)
+
+    async def backfilled() -> bool:
+        return bool(await redis.call(redis_client, "HGET", meta, "complete") == b"1")
+
+    await eventually(backfilled)
+    await desk.grant(ask("r-2"))
+    assert await desk.grant(ask("r-1"), replayed=True) == granted
