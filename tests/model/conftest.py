@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import hypothesis
 import pytest
@@ -56,9 +56,27 @@ def hypothesis_home() -> Iterator[None]:
         configuration.set_hypothesis_home_dir(None)
 
 
+@asynccontextmanager
+async def staged(settings: Settings) -> AsyncIterator[Stage]:
+    """Two servers side by side."""
+    client = redis.connect(settings.redis_url)
+    await client.flushdb()
+    await client.aclose()
+    async with AsyncExitStack() as stack:
+        desks = []
+        for _ in range(2):
+            endpoints = await stack.enter_async_context(bootstrap.running(settings))
+            desks.append(await stack.enter_async_context(opened(endpoints.grpc)))
+        pool = await postgres.create_pool(settings.postgres_dsn, size_min=1, size_max=2, application_name="model")
+        stack.callback(pool.terminate)
+        stage = Stage(desks, pool, settings, Clock(float(round(time.time()))))
+        await stage.furnish()
+        yield stage
+
+
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def stage(engines: Engines, migrated_template: str, hypothesis_home: None) -> AsyncIterator[Stage]:
-    """Two servers side by side; when all is over the gate comes to rest, and the books are proven."""
+    """A stage for all tests; when they are over the gate comes to rest, and the books are proven."""
     admin = await postgres.connect(engines.postgres_dsn)
     await admin.execute(f"CREATE DATABASE {_DATABASE} TEMPLATE {migrated_template} STRATEGY wal_log")
     settings = Settings(
@@ -72,18 +90,7 @@ async def stage(engines: Engines, migrated_template: str, hypothesis_home: None)
         reconcile_interval_ms=1000,
         test_mode=True,
     )
-    client = redis.connect(settings.redis_url)
-    await client.flushdb()
-    await client.aclose()
-    async with AsyncExitStack() as stack:
-        desks = []
-        for _ in range(2):
-            endpoints = await stack.enter_async_context(bootstrap.running(settings))
-            desks.append(await stack.enter_async_context(opened(endpoints.grpc)))
-        pool = await postgres.create_pool(settings.postgres_dsn, size_min=1, size_max=2, application_name="model")
-        stack.callback(pool.terminate)
-        stage = Stage(desks, pool, settings, Clock(float(round(time.time()))))
-        await stage.furnish()
+    async with staged(settings) as stage:
         yield stage
         await at_rest(settings)
         await proven(settings)

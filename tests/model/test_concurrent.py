@@ -24,9 +24,9 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
-async def perform(stage: Stage, crowd: Crowd) -> History:
+async def perform(play: Play, crowd: Crowd) -> History:
     """All clients at once; each call, and each repetition of one that is still open, is a line of the history."""
-    play = await stage.play(crowd.set_up)
+    stage = play.stage
     opened_at = now_us()
     calls: list[Called] = []
 
@@ -63,14 +63,16 @@ def _open(told: Told) -> bool:
 @machine(40)
 @given(crowd=crowds)
 async def test_some_order_explains_all_answers(stage: Stage, crowd: Crowd) -> None:
-    history = await perform(stage, crowd)
-    history.play.model = history.check()
-    await history.play.compare_books(stage.desks[0])
-    _nothing_granted_in_a_pause(history, history.play, history.calls)
+    async with stage.play(crowd.set_up) as play:
+        history = await perform(play, crowd)
+        play.model = history.check()
+        await play.compare_books(stage.desks[0])
+        _nothing_granted_in_a_pause(history)
 
 
-def _nothing_granted_in_a_pause(history: History, play: Play, calls: list[Called]) -> None:
+def _nothing_granted_in_a_pause(history: History) -> None:
     """By the callers' clocks alone: from an acknowledged pause to the next call that may have ended it."""
+    calls = history.calls
     for pause in calls:
         if _went(pause.call, "PAUSED") and not isinstance(pause.told, No):
             resumed = min(
