@@ -64,6 +64,11 @@ class Round:
         return f"{self.name}-cash"
 
     @property
+    def once(self) -> str:
+        """A prize that a user gets once."""
+        return f"{self.name}-once"
+
+    @property
     def late(self) -> str:
         """One that is created when the gate is open already."""
         return f"{self.name}-late"
@@ -106,11 +111,14 @@ class Round:
         await self._offers(self.coupon, stock=prize.Stock(units=4), kind=prize.PRIZE_KIND_COUPON, limit_per_user=3)
         value = prize.PrizeValue(asset=_ASSET, fixed_units=_CENTS)
         await self._offers(self.cash, stock=prize.Stock(units=50), kind=prize.PRIZE_KIND_COUPON, value=value)
+        await self._offers(self.once, stock=prize.Stock(units=5), kind=prize.PRIZE_KIND_COUPON, limit_per_user=1)
         await self._goes("SCHEDULED")
 
     async def issues(self) -> None:
-        """Single, twins at both servers, batches, more than there is."""
+        """Single, twins at both servers, batches, more than there is, more than a user may have."""
         await self.issue(self.ask("single"))
+        for n in range(2):
+            await self.issue(self.ask(f"once-{n}", prize_id=self.once))
         same = self.ask("twin", prize_id=self.cash)
         answers = await asyncio.gather(
             self.issue(same),

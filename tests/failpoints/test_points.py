@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import guerdon_server
 from guerdon_server import bootstrap
 from guerdon_server.platform.failpoints import Failpoints
+from guerdon_server.platform.postgres_failpoints import name_of
 from guerdon_server.settings import Settings
 from tests.failpoints.everything import Round
 from tests.failpoints.points import listed, points
@@ -19,6 +21,19 @@ from tests.issuing.proof import at_rest
 _SOURCE = Path(guerdon_server.__file__).parent
 # platform has the drivers' points; the others are programs of their own and no servers.
 _FREE = {"platform", "cli", "bench", "demo"}
+_SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
+_NAMED = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_NOT_OF_THE_PATH = {
+    "pg_logical_emit_message",  # only where a standby confirms: tests/standby
+    "select.clock.offset_us",  # a start that is not in test mode
+    # What `guerdon verify` and the invariant watch read.
+    *("select", "select.promotion.promotion_id.gate_epoch.by.sid"),
+    # Pages and statements, for people.
+    *("select.subject.sid.by.user_id", "select.subject.prize_id.stock_remaining.among.promotion"),
+    *("select.entrance.sid.entrance_id.after.entrance_id", "select.entrance.sid.by.entrance_id"),
+    *("select.prize.prize_id.after.prize_id", "select.promotion.prize_id.by.promotion_id"),
+    "select.promotion.sid.after.promotion_id",
+}
 
 
 async def test_every_io_of_the_path_is_in_the_list(books: Settings) -> None:
@@ -49,6 +64,26 @@ async def test_every_io_of_the_path_is_in_the_list(books: Settings) -> None:
     assert not shared, (
         f"different statements with one name: let name_of in postgres_failpoints.py tell them apart {shared}"
     )
+
+
+def test_every_statement_of_the_source_is_in_the_list() -> None:
+    # The round above shows the points that it passes; this one, that no statement was left out of it.
+    known = {name.removeprefix("postgres.") for name in chain.from_iterable(listed().values())} | _NOT_OF_THE_PATH
+    for path, sql in _statements():
+        assert name_of(sql) in known, (
+            f"{path}: {name_of(sql)} is not in tests/failpoints/points.txt. Let everything.py do it, and put its name"
+            " into a section there; if it is no part of issuing a reward, into _NOT_OF_THE_PATH here."
+        )
+
+
+def _statements() -> Iterator[tuple[Path, str]]:
+    for path in [*(_SOURCE / "core").rglob("*.py"), _SOURCE / "bootstrap.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and _SQL.match(node.value):
+                yield path, node.value
+    for path in (_SOURCE / "core").rglob("statements.sql"):
+        for sql in _NAMED.split(path.read_text(encoding="utf-8"))[2::2]:
+            yield path, sql
 
 
 def test_io_goes_through_the_drivers_with_points() -> None:
