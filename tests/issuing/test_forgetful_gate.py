@@ -12,14 +12,14 @@ from guerdon_server.core.stock.redis.store import keys
 from guerdon_server.platform import postgres, redis
 from guerdon_server.settings import Settings
 from tests.issuing.desk import Desk, ask, eventually, opened, reason
-from tests.issuing.proof import proven
+from tests.issuing.proof import at_rest, proven
 
 _FAR_MS = 4_000_000_000_000
 
 
 @pytest.mark.parametrize("full", ["stock", "limit", "budget"])
 async def test_a_refusal_by_a_gate_that_was_just_rebuilt_does_not_hide_a_grant(
-    desk: Desk, pool: postgres.Pool, redis_client: redis.Client, full: str
+    desk: Desk, settings: Settings, pool: postgres.Pool, redis_client: redis.Client, full: str
 ) -> None:
     """Until the backfill has marked every grant; here it stands still."""
     await desk.opens(budgets={"USD/2": 50})
@@ -27,6 +27,7 @@ async def test_a_refusal_by_a_gate_that_was_just_rebuilt_does_not_hide_a_grant(
     await desk.cashback()
     request = ask("r-1", prize_id="cashback", order_cents=1000) if full == "budget" else ask("r-1")
     granted = await desk.grant(request)
+    await at_rest(settings)  # its settlement would mark it again
     sid = await pool.fetchval("SELECT sid FROM guerdon.promotion")
     meta, markers, _, _ = keys(sid)
     await redis.call(redis_client, "HDEL", markers, "r-1")
@@ -54,13 +55,14 @@ async def test_a_retry_goes_above_the_fence_of_a_worker_whose_clock_is_ahead(des
 
 
 async def test_a_request_that_the_gate_has_forgotten_is_let_in_and_not_granted_again(
-    desk: Desk, pool: postgres.Pool, redis_client: redis.Client
+    desk: Desk, settings: Settings, pool: postgres.Pool, redis_client: redis.Client
 ) -> None:
     await desk.opens()
     await desk.coupon(stock=5)
     granted = await desk.grant(ask("r-1"))
     _, markers, _, _ = keys(await pool.fetchval("SELECT sid FROM guerdon.promotion"))
     for _ in range(2):
+        await at_rest(settings)  # its settlement would mark it again
         await redis.call(redis_client, "HDEL", markers, "r-1")
 
         assert await desk.grant(ask("r-1"), replayed=True) == granted

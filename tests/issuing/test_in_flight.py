@@ -10,13 +10,14 @@ from guerdon_server.core.stock.service import Gate
 from guerdon_server.platform import postgres
 from guerdon_server.settings import Settings
 from tests.issuing.desk import WAIT_SECONDS_MAX, Desk, ask, eventually, reason
-from tests.issuing.proof import open_admissions
+from tests.issuing.proof import at_rest, open_admissions
 
 
 async def test_an_attempt_in_flight_is_pending_on_every_server(desk: Desk, other: Desk, settings: Settings) -> None:
     await desk.opens()
     await desk.coupon(stock=10)
     await asyncio.gather(desk.grant(ask()), other.grant(ask()))
+    await at_rest(settings)
     connection = await postgres.connect(settings.postgres_dsn)
     await connection.execute("BEGIN; LOCK TABLE guerdon.request IN EXCLUSIVE MODE")
     try:

@@ -47,7 +47,7 @@ class Holder:
 
         async def known() -> bool:
             nonlocal found
-            found = await self._pool.fetchval(_WAITING) >= len(calls)
+            found = await sessions_waiting(self._pool) >= len(calls)
             return found or any(call.done() for call in calls)
 
         await eventually(known)
@@ -64,6 +64,11 @@ async def holder(pool: Pool) -> AsyncIterator[Holder]:
         finally:
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK")
+
+
+async def sessions_waiting(pool: Pool) -> int:
+    """How many sessions of the database wait for a lock at this moment."""
+    return int(await pool.fetchval(_WAITING))
 
 
 async def free_accounts(pool: Pool, accounts: Sequence[int]) -> set[int]:

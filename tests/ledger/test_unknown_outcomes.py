@@ -14,7 +14,7 @@ from tests.stock.proxy import Proxy
 from tests.stock.waiting import eventually
 
 from .conftest import Books
-from .sessions import holder
+from .sessions import holder, sessions_waiting
 from .test_committer import Settled, codes, committer_on
 
 
@@ -29,7 +29,7 @@ async def test_nothing_is_settled_while_its_commit_is_in_flight(books: Books) ->
         waits = committer.submit(items)
 
         async def until_it_waits() -> bool:
-            return committer.batches.in_flight == 1 and bool(await books.pool.fetchval(_WAITING))
+            return committer.batches.in_flight == 1 and await sessions_waiting(books.pool) > 0
 
         await eventually(until_it_waits)
         assert settled.codes == {}
@@ -61,9 +61,9 @@ async def test_while_nobody_can_tell_whether_it_was_granted_nothing_is_given_bac
     prize = await books.prize("coupon", stock=100)
     settled = Settled()
     async with Proxy(database) as proxy:
-        pool = await postgres.create_pool(proxy.url, size_min=1, size_max=4, connect_timeout_seconds=0.2)
-        committer = committer_on(PostgresLedger(pool, pool, worker=1, commit_seconds_max=0.3), settled)
-        await committer.submit([books.item(prize, "warm", "warm")])
+        pool = await postgres.create_pool(proxy.url, size_min=1, size_max=4, connect_timeout_seconds=0.3)
+        committer = committer_on(PostgresLedger(pool, pool, worker=1, commit_seconds_max=1), settled)
+        assert codes(await committer.submit([books.item(prize, "warm", "warm")])) == ["GRANTED"]
         items = [books.item(prize, f"u{i}", f"r{i}") for i in range(3)]
         proxy.mute = True
         results = await committer.submit(items)
@@ -76,6 +76,3 @@ async def test_while_nobody_can_tell_whether_it_was_granted_nothing_is_given_bac
         assert settled.of(items) == [SettleCode.GRANTED] * 3
         await committer.aclose()
         pool.terminate()
-
-
-_WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
