@@ -268,3 +268,22 @@ async def adjust(books: Books, prize: int, delta: int) -> Adjustment:
             account=AccountId(accounts["stock_account"]),
             delta=delta,
         )
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["committed", "rolled back"])
+async def test_a_user_whom_a_refusal_made_and_took_away_again_is_made_anew_by_who_waited(
+    books: Books, keep: bool
+) -> None:
+    scarce, coupon = await books.prize("scarce", stock=0), await books.prize("coupon", stock=9)
+    await books.ledger.commit([books.item(coupon, "known", "r0")])
+    async with holder(books.pool) as other:
+        refused = [books.item(scarce, "new", "r1"), books.item(coupon, "known", "r2")]
+        assert await other.commits(refused) == [CommitCode.SOLD_OUT, CommitCode.GRANTED]
+        waits = commit(books, books.item(coupon, "new", "r3"))
+        await other.until_waiting(waits)
+        await other.lets_go(keep=keep)
+    assert codes(await waits) == [CommitCode.GRANTED]
+    (known,) = await books.ledger.lookup([(books.promotion, "r3")])
+    assert known.issuance is not None
+    assert known.issuance.user_id == "new"
+    assert await books.balance(2, books.promotion, coupon) == (6 if keep else 7)
