@@ -97,11 +97,11 @@ class IssuerSettings:
 class _Slot:
     """One item on its way.
 
-    `decision`: what it is admitted for; `admitted`: whether the gate ever let it pass; `refusal`: what is said unless
-    it was granted before; `outcome`: final.
+    `decision`: what it is admitted for; `admitted`: whether the gate ever let it pass, `gate_refused`: whether the last
+    look said no; `refusal`: what is said unless it was granted before; `outcome`: final.
     """
 
-    __slots__ = ("admission", "admitted", "decision", "epoch", "item", "outcome", "refusal")
+    __slots__ = ("admission", "admitted", "decision", "epoch", "gate_refused", "item", "outcome", "refusal")
 
     def __init__(self, item: IssueItem) -> None:
         self.item = item
@@ -110,6 +110,7 @@ class _Slot:
         self.outcome: Outcome | None = None
         self.admission = 0
         self.admitted = False
+        self.gate_refused = False
         self.epoch = 0
 
 
@@ -159,6 +160,8 @@ class Issuer:
         twin_wait = _TwinWait(self._settings.twin_wait_seconds_max)
         while todo:
             terms, fresh = await self._decide(call, todo, anew=attempts > 0)
+            if call.all_or_nothing:
+                todo = await self._without_replays(call, terms, todo)
             passed, refused = _split(todo, call)
             principal = (self._principals.get(call.principal) or await self._know(call.principal)) if passed else 0
             admitted, waiting, stale = (
@@ -167,11 +170,14 @@ class Issuer:
             if admitted:
                 stale = await self._commit(call, principal, admitted)
             if refused:
+                # Before the others' look-up: what a neighbour took for nothing may be what they were refused for.
+                stale += await self._freed(admitted, refused)
                 await self._replay(call, terms, refused)
             if stale:
                 attempts += 1
                 if attempts >= self._settings.attempts_max:
-                    _settle_for(stale, _aborted(call))
+                    for slot in stale:
+                        slot.outcome = slot.refusal or _aborted(call)
                     stale = []
             if waiting and not await twin_wait.pause():
                 # The twin may have been granted, and its settlement be late.
@@ -183,6 +189,9 @@ class Issuer:
                     slot.refusal = rules.batch_not_granted()
                 await self._replay(call, terms, todo)
                 todo = []
+        return await self._finished(slots)
+
+    async def _finished(self, slots: list[_Slot]) -> list[Outcome]:
         if any(slot.admitted and isinstance(slot.outcome, Rejection) for slot in slots):
             # What they took is given back before they hear of it: else their next request may be refused for it.
             await self._gate.settled()
@@ -248,6 +257,18 @@ class Issuer:
                     promotion_id=call.promotion_id,
                 )
 
+    async def _without_replays(self, call: IssueCall, terms: PromotionTerms, slots: list[_Slot]) -> list[_Slot]:
+        """Of an all-or-nothing call: those that have to be granted. What was granted before need not pass the rules."""
+        refused = [slot for slot in slots if slot.refusal is not None]
+        if not refused or call.doomed:
+            return slots
+        await self._replay(call, terms, refused)
+        left = [slot for slot in slots if slot.outcome is None]
+        if any(map(_spoils, refused)):
+            for slot in left:
+                slot.refusal = rules.batch_not_granted()
+        return left
+
     # --- admit ----------------------------------------------------------------------------------------------------
 
     async def _admit(
@@ -258,7 +279,7 @@ class Issuer:
         Adds to `refused`. `fresh`: the terms are not older than the call.
         """
         for slot in slots:
-            slot.admission = self._ids.next()
+            slot.admission, slot.gate_refused = self._ids.next(), False
         try:
             answers = (await self._gate.admit(terms.sid, [_admit_item(slot) for slot in slots])).answers
             if not fresh and await self._outdated(terms, slots, answers):
@@ -280,7 +301,7 @@ class Issuer:
             else:
                 refused.append(slot)
                 if answer.code is not AdmitCode.GRANTED_BEFORE:  # which the look-up finds
-                    failed = True
+                    failed = slot.gate_refused = True
                     slot.refusal = _gate_refusal(slot, answer)
                     if answer.sure and not all_or_nothing:
                         slot.outcome = slot.refusal
@@ -314,6 +335,20 @@ class Issuer:
                     slot.admitted = True
                 self._give_back(terms.sid, admitted)
         return not current
+
+    async def _freed(self, admitted: list[_Slot], refused: list[_Slot]) -> list[_Slot]:
+        """Those that go to the gate again, because the ledger refused a neighbour that it had let pass.
+
+        Alone, that neighbour would have taken nothing. They are taken from `refused`.
+        """
+        again = [slot for slot in refused if slot.gate_refused]
+        if not again or not any(isinstance(slot.outcome, Rejection) for slot in admitted):
+            return []
+        await self._gate.settled()
+        refused[:] = [slot for slot in refused if not slot.gate_refused]
+        for slot in again:
+            slot.outcome, slot.gate_refused = None, False
+        return again
 
     def _give_back(self, group: int, slots: list[_Slot]) -> None:
         if slots:
