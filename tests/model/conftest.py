@@ -23,9 +23,6 @@ from tests.issuing.proof import at_rest, proven
 from tests.model.calls import Clock
 from tests.model.stage import Stage
 
-_DATABASE = "model"
-_BOOKS_DATABASE = "model_books"
-_REDIS_DATABASE = 15
 _quiet = {
     "deadline": None,
     "database": None,
@@ -74,42 +71,49 @@ async def staged(settings: Settings) -> AsyncIterator[Stage]:
         yield stage
 
 
-@pytest_asyncio.fixture(scope="package", loop_scope="session")
-async def stage(engines: Engines, migrated_template: str, hypothesis_home: None) -> AsyncIterator[Stage]:
-    """A stage for all tests; when they are over the gate comes to rest, and the books are proven."""
+@asynccontextmanager
+async def fresh_database(engines: Engines, template: str, name: str) -> AsyncIterator[str]:
+    """DSN of a migrated database that lives as long as the block."""
     admin = await postgres.connect(engines.postgres_dsn)
-    await admin.execute(f"CREATE DATABASE {_DATABASE} TEMPLATE {migrated_template} STRATEGY wal_log")
-    settings = Settings(
-        postgres_dsn=engines.postgres.dsn_for(_DATABASE),
-        redis_url=f"{engines.redis_url.rsplit('/', 1)[0]}/{_REDIS_DATABASE}",
+    try:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
+        yield engines.postgres.dsn_for(name)
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
+def served(engines: Engines, dsn: str, redis_database: int) -> Settings:
+    """Settings of servers on it. What one server changed the other does not know for a second, unless it asks: as in
+    production."""
+    return Settings(
+        postgres_dsn=dsn,
+        redis_url=f"{engines.redis_url.rsplit('/', 1)[0]}/{redis_database}",
         grpc_port=0,
         metrics_port=0,
         postgres_connections_max=4,
-        # As in production: what one server changed the other does not know for a second, unless it asks.
-        catalogue_poll_ms=1000,
-        reconcile_interval_ms=1000,
         test_mode=True,
     )
-    async with staged(settings) as stage:
-        yield stage
-        await at_rest(settings)
-        await proven(settings)
-    await admin.execute(f"DROP DATABASE {_DATABASE} WITH (FORCE)")
-    await admin.close()
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def stage(engines: Engines, migrated_template: str, hypothesis_home: None) -> AsyncIterator[Stage]:
+    """A stage for all tests; when they are over the gate comes to rest, and the books are proven."""
+    async with fresh_database(engines, migrated_template, "model") as dsn:
+        settings = served(engines, dsn, 15)
+        async with staged(settings) as stage:
+            yield stage
+            await at_rest(settings)
+            await proven(settings)
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def ledger_pool(engines: Engines, migrated_template: str) -> AsyncIterator[postgres.Pool]:
     """A database of its own without servers; when all is over its books are proven."""
-    admin = await postgres.connect(engines.postgres_dsn)
-    await admin.execute(f"CREATE DATABASE {_BOOKS_DATABASE} TEMPLATE {migrated_template} STRATEGY wal_log")
-    pool = await postgres.create_pool(
-        engines.postgres.dsn_for(_BOOKS_DATABASE), size_min=1, size_max=4, application_name="model"
-    )
-    await pool.execute("INSERT INTO guerdon.principal (principal) VALUES ('tests')")
-    yield pool
-    failed = [check for check in await invariants.verify(pool) if not check.ok]
-    pool.terminate()
-    await admin.execute(f"DROP DATABASE {_BOOKS_DATABASE} WITH (FORCE)")
-    await admin.close()
+    async with fresh_database(engines, migrated_template, "model_books") as dsn:
+        pool = await postgres.create_pool(dsn, size_min=1, size_max=4, application_name="model")
+        await pool.execute("INSERT INTO guerdon.principal (principal) VALUES ('tests')")
+        yield pool
+        failed = [check for check in await invariants.verify(pool) if not check.ok]
+        pool.terminate()
     assert not failed, failed

@@ -6,8 +6,8 @@ others. When a defect is mended its excuse must go: its test says so by passing.
 
 from __future__ import annotations
 
-from tests.model.calls import BatchCall, Call, Expected, Given, IssueCall, Told
-from tests.model.model import Item, Model, No, Yes
+from tests.model.calls import BatchCall, Call, Expected, Given, Told
+from tests.model.model import No, Yes
 
 _HELD = {"SOLD_OUT", "BUDGET_EXHAUSTED", "LIMIT_REACHED"}
 
@@ -16,30 +16,19 @@ class Excused(Exception):
     """The program ran into a known defect."""
 
 
-def excuse(model: Model, call: Call, expected: Expected, told: Told) -> str:
-    """The known defect that makes these answers differ; empty: it is none. `model`: after the call."""
-    if isinstance(call, IssueCall) and isinstance(told, No) and _stale(model, call.item, told):
-        return "terms older than the call"
+def excuse(call: Call, expected: Expected, told: Told) -> str:
+    """The known defect that makes these answers differ; empty: it is none."""
     if isinstance(call, BatchCall) and isinstance(told, list) and isinstance(expected, list):
-        if any(isinstance(it, No) and _stale(model, item, it) for item, it in zip(call.items, told, strict=True)):
-            return "terms older than the call"
         refused_before = False
         for answer, it in zip(expected, told, strict=True):
             wrong = isinstance(it, No) and (not isinstance(answer, tuple) or it not in answer)
             if wrong and isinstance(it, No) and it.reason in _HELD and refused_before:
                 return "a neighbour held it and gave it back"
             refused_before = refused_before or not isinstance(it, Given)
-        replays = any(isinstance(answer, Yes) and answer.replayed for answer in expected)
-        if call.together and replays and any(isinstance(answer, Yes) and not answer.replayed for answer in expected):
+        kept = any(
+            isinstance(answer, Yes) and isinstance(it, No) and it.reason == "BATCH_NOT_GRANTED"
+            for answer, it in zip(expected, told, strict=True)
+        )
+        if call.together and kept and any(isinstance(it, Given) and it.replayed for it in told):
             return "a replay kept the others from being granted"
     return ""
-
-
-def _stale(model: Model, item: Item, no: No) -> bool:
-    prize = model.prizes.get(item.prize)
-    if prize is None:
-        return False
-    if no.reason == "LIMIT_REACHED":
-        return no.threshold != str(prize.limit)
-    worth = None if prize.rule is None else model.priced(prize.rule, item)
-    return no.reason == "BUDGET_EXHAUSTED" and no.threshold != str(worth)

@@ -7,7 +7,7 @@ or lies on an edge: so many units from what is left of the stock or budget at th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from hypothesis import strategies as st
@@ -187,7 +187,7 @@ amounts = st.sampled_from((*map(Amount, _UNITS), *_EDGES, *_EDGES, Amount(UNITS_
 deltas = st.sampled_from((*map(Amount, (-3, -2, -1, 1, 1, 2, 3, 40)), *_EDGES, Amount(UNITS_MAX)))
 capacities = st.one_of(st.integers(0, 4), st.integers(0, 6), st.none())
 budgets = st.one_of(st.none(), st.integers(0, 30), st.sampled_from((1, 100, 5_000, UNITS_MAX)))
-roundings = st.sampled_from(("HALF_UP", "HALF_EVEN", "DOWN", "UP"))
+roundings = st.sampled_from(("HALF_UP", "HALF_EVEN", "HALF_EVEN", "DOWN", "UP"))
 fixed = st.builds(Fixed, st.sampled_from((1, 2, 3, 7, 10, 100, UNITS_MAX)))
 
 
@@ -195,7 +195,7 @@ fixed = st.builds(Fixed, st.sampled_from((1, 2, 3, 7, 10, 100, UNITS_MAX)))
 def _rates(draw: st.DrawFn) -> Rate:
     low = draw(st.one_of(st.none(), st.none(), st.integers(1, 5)))
     high = draw(st.one_of(st.none(), st.none(), st.integers(low or 1, 40)))
-    points = draw(st.sampled_from((10_000, 10_000, 5_000, 2_500, 333, 1, 15_000, 1_000_000)))
+    points = draw(st.sampled_from((10_000, 10_000, 5_000, 5_000, 15_000, 15_000, 2_500, 333, 1, 1_000_000)))
     name = draw(st.sampled_from((ATTRIBUTE, ATTRIBUTE, ATTRIBUTE, OTHER_ATTRIBUTE)))
     return Rate(name, points, draw(roundings), low, high)
 
@@ -282,32 +282,27 @@ programs = st.builds(
 _plain = st.builds(
     Ask, _numbers, st.integers(0, 1), st.integers(0, 8), st.builds(Amount, st.sampled_from((1, 2, 3, 5, 10, 15, 25)))
 )
-_busy: st.SearchStrategy[Step] = st.one_of(
-    st.builds(Issue, _plain, st.sampled_from((0, 0, 0, 1))),
-    st.builds(Issue, _plain),
-    st.builds(Issue, _plain),
-    st.builds(Batch, batches(_plain, size_max=5), st.booleans()),
-    st.builds(Batch, batches(_plain, size_max=5), st.booleans()),
-    st.builds(Resolve, st.integers(0, 8), st.booleans()),
-    st.builds(AdjustStock, _numbers, st.builds(Amount, st.sampled_from((-2, -1, 1, 2, 3))), st.integers(0, 3)),
-    st.builds(
-        AdjustBudget, st.integers(0, 1), st.builds(Amount, st.sampled_from((-5, -1, 1, 3, 10))), st.integers(0, 3)
-    ),
-    st.sampled_from(("PAUSED", "ACTIVE", "ACTIVE")).map(Goes),
-    st.one_of(st.builds(SetLimit, _numbers, limits), st.builds(SetRule, _numbers, rules)),
+_busy = _weighted(
+    (9, st.builds(Issue, _plain, st.sampled_from((0, 0, 0, 0, 0, 1)))),
+    (4, st.builds(Batch, batches(_plain, size_max=5), st.booleans())),
+    (1, st.builds(Resolve, st.integers(0, 8), st.booleans())),
+    (2, st.builds(AdjustStock, _numbers, st.sampled_from((-2, -1, 1, 2, 3)).map(Amount), st.integers(0, 3))),
+    (1, st.builds(AdjustBudget, st.integers(0, 1), st.sampled_from((-5, -1, 1, 3, 10)).map(Amount), st.integers(0, 3))),
+    (2, st.sampled_from(("ACTIVE", "ACTIVE", "ACTIVE", "PAUSED")).map(Goes)),
+    (1, st.builds(SetLimit, _numbers, limits)),
+    (1, st.builds(SetRule, _numbers, rules)),
 )
-_timeless = st.builds(
-    SetUp,
-    st.tuples(budgets, budgets),
-    st.lists(
-        _prizes().filter(lambda prize: prize.validity is None or prize.validity.until is None), min_size=1, max_size=2
-    ).map(tuple),
+_lasting = (
+    _prizes()
+    .filter(lambda new: new.validity is None or new.validity.until is None)
+    .map(lambda new: new if new.stock is None else replace(new, stock=new.stock + 2))
 )
+_timeless = st.builds(SetUp, st.tuples(budgets, budgets), st.lists(_lasting, min_size=1, max_size=2).map(tuple))
 crowds = st.builds(
     Crowd,
     _timeless,
     st.lists(
-        st.tuples(st.integers(0, 1), st.lists(_busy, min_size=1, max_size=5).map(tuple)), min_size=2, max_size=5
+        st.tuples(st.integers(0, 1), st.lists(_busy, min_size=2, max_size=6).map(tuple)), min_size=3, max_size=6
     ).map(tuple),
 )
 

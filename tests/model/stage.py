@@ -213,8 +213,8 @@ class Play:
         """Note what was said; raises Disagreement."""
         why = self.memory.disagreement(call, expected, told)
         self.log.append(f"server {server}: {call}\n      server: {told}\n      model:  {expected}")
-        if why and self.excusing and excuse(self.model, call, expected, told):
-            raise Excused(excuse(self.model, call, expected, told))
+        if why and self.excusing and excuse(call, expected, told):
+            raise Excused(excuse(call, expected, told))
         if why:
             self.fail(why)
 

@@ -60,7 +60,7 @@ def _open(told: Told) -> bool:
     return told == "pending" or (isinstance(told, No) and told.reason in _TRY_AGAIN)
 
 
-@machine(40)
+@machine(30)
 @given(crowd=crowds)
 async def test_some_order_explains_all_answers(stage: Stage, crowd: Crowd) -> None:
     async with stage.play(crowd.set_up) as play:

@@ -3,25 +3,39 @@ values (ctid, xmin), and the gate's hashes are what they were. Sequences may adv
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import pytest
+import pytest_asyncio
 
 from guerdon.v1 import prize_pb2 as prize
 from guerdon.v1 import promotion_pb2 as promotion
 from guerdon.v1 import types_pb2 as types
 from guerdon_server.platform import postgres, redis
+from guerdon_server.platform.engines import Engines
 from guerdon_server.settings import Settings
-from tests.issuing.desk import Desk, Refusal, ask, eventually, fresh, kinds, outcome, reason
-from tests.issuing.proof import open_admissions
+from tests.issuing.desk import Desk, Refusal, ask, fresh, kinds, outcome, reason
+from tests.issuing.proof import at_rest, proven
+from tests.model.conftest import fresh_database, served, staged
 from tests.model.model import UNITS_MAX
 from tests.model.stage import Stage
 
 Dump: TypeAlias = dict[str, list[tuple[object, ...]]]
 _OF_SERVERS = ("worker", "lease")
 """Tables in which servers note that they live."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def stage(engines: Engines, migrated_template: str) -> AsyncIterator[Stage]:
+    """A stage of these tests alone: what is dumped again and again is small, and nobody else writes to it."""
+    async with fresh_database(engines, migrated_template, "model_dumped") as dsn:
+        settings = served(engines, dsn, 14)
+        async with staged(settings) as stage:
+            yield stage
+            await at_rest(settings)
+            await proven(settings)
 
 
 async def ledger_dump(pool: postgres.Pool) -> Dump:
@@ -41,10 +55,7 @@ async def ledger_dump(pool: postgres.Pool) -> Dump:
 async def gate_dump(settings: Settings) -> Dump:
     """Every field of every hash of the gate, once no admission is open."""
 
-    async def at_rest() -> bool:
-        return await open_admissions(settings) == 0
-
-    await eventually(at_rest)
+    await at_rest(settings)
     client = redis.connect(settings.redis_url)
     try:
         return {str(key): sorted((await client.hgetall(key)).items()) for key in sorted(await client.keys("guerdon:*"))}

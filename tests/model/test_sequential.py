@@ -12,7 +12,7 @@ from tests.model.stage import Stage
 _BOOKS_EVERY = 8
 
 
-@machine(70)
+@machine(40)
 @given(program=programs)
 async def test_two_servers_answer_as_one_model(stage: Stage, program: Program) -> None:
     async with stage.play(program.set_up) as play:
