@@ -39,6 +39,18 @@ async def test_an_item_that_is_refused_in_the_end_takes_nothing_from_its_neighbo
     assert kinds(await desk.batch([cancelled, item()])) == one_by_one_would
 
 
+async def test_many_items_that_are_refused_in_the_end_take_nothing_from_their_neighbours(desks: Sequence[Desk]) -> None:
+    """However many there are: each holds the last unit for a moment."""
+    desk = desks[0]
+    await desk.opens()
+    await desk.coupon(stock=1)
+    never = [item() for _ in range(8)]
+    for one in never:
+        await desk.became(one.request_id, cancel=True)
+
+    assert kinds(await desk.batch([*never, item()])) == ["CANCELLED"] * 8 + ["granted"]
+
+
 async def test_an_item_over_a_new_limit_takes_nothing_from_its_neighbours(desks: Sequence[Desk]) -> None:
     desk = desks[0]
     await desk.opens()

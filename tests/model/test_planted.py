@@ -152,7 +152,6 @@ def _told_apart(one: Expected, other: Expected) -> bool:
 
 
 async def _take(play: Play, steps: Sequence[tuple[int, Step]]) -> None:
-    play.excusing = False
     for server, step in steps:
         await play.take(server, step)
     await play.compare_books(play.stage.desks[0])
