@@ -167,23 +167,23 @@ class Issuer:
             admitted, waiting, stale = (
                 await self._admit(terms, passed, refused, call, fresh=fresh) if passed else ([], [], [])
             )
+            again: list[_Slot] = []
             if admitted:
                 stale = await self._commit(call, principal, admitted)
             if refused:
                 # Before the others' look-up: what a neighbour took for nothing may be what they were refused for.
-                stale += await self._freed(admitted, refused)
+                again = await self._freed(call, terms, admitted, refused)
                 await self._replay(call, terms, refused)
             if stale:
                 attempts += 1
                 if attempts >= self._settings.attempts_max:
-                    for slot in stale:
-                        slot.outcome = slot.refusal or _aborted(call)
+                    _settle_for(stale, _aborted(call))
                     stale = []
             if waiting and not await twin_wait.pause():
                 # The twin may have been granted, and its settlement be late.
                 await self._replay(call, terms, waiting, otherwise=Pending())
                 waiting = []
-            todo = stale + waiting
+            todo = stale + again + waiting
             if call.all_or_nothing and todo and any(_spoils(slot) for slot in slots):
                 for slot in todo:
                     slot.refusal = rules.batch_not_granted()
@@ -336,10 +336,13 @@ class Issuer:
                 self._give_back(terms.sid, admitted)
         return not current
 
-    async def _freed(self, admitted: list[_Slot], refused: list[_Slot]) -> list[_Slot]:
+    async def _freed(
+        self, call: IssueCall, terms: PromotionTerms, admitted: list[_Slot], refused: list[_Slot]
+    ) -> list[_Slot]:
         """Those that go to the gate again, because the ledger refused a neighbour that it had let pass.
 
-        Alone, that neighbour would have taken nothing. They are taken from `refused`.
+        Alone, that neighbour would have taken nothing. They are taken from `refused`. It ends: each time one item more
+        has its outcome, and those that the ledger knows already have theirs at once.
         """
         again = [slot for slot in refused if slot.gate_refused]
         if not again or not any(isinstance(slot.outcome, Rejection) for slot in admitted):
@@ -348,7 +351,8 @@ class Issuer:
         refused[:] = [slot for slot in refused if not slot.gate_refused]
         for slot in again:
             slot.outcome, slot.gate_refused = None, False
-        return again
+        await self._recall(call, terms, again)
+        return [slot for slot in again if slot.outcome is None]
 
     def _give_back(self, group: int, slots: list[_Slot]) -> None:
         if slots:
@@ -403,6 +407,13 @@ class Issuer:
 
         Joined with other callers' look-ups.
         """
+        await self._recall(call, terms, slots)
+        for slot in slots:
+            if slot.outcome is None:
+                slot.outcome = slot.refusal or otherwise or _aborted(call)
+
+    async def _recall(self, call: IssueCall, terms: PromotionTerms, slots: list[_Slot]) -> None:
+        """Whoever was granted before gets that grant, and whoever was ruled out for ever that; the others nothing."""
         asked = [slot for slot in slots if slot.outcome is None]
         if not asked:
             return
@@ -418,8 +429,6 @@ class Issuer:
                 slot.outcome = answer if isinstance(answer, ServiceError) else Granted(answer, replayed=not mine)
             elif request.state is RequestState.CANCELLED:
                 slot.outcome = rules.cancelled(slot.item)
-            else:
-                slot.outcome = slot.refusal or otherwise or _aborted(call)
 
     async def _lookup(self, keys: list[tuple[int, str]]) -> Sequence[KnownRequest]:
         return await self._ledger.lookup(keys)
