@@ -109,3 +109,14 @@ async def test_together_one_that_was_granted_before_does_not_keep_the_others_fro
     assert attributes(order_cents=1000) == dict(old.attributes)
 
     assert kinds(await desk.batch([old, item()], together=True)) == ["replayed", "granted"]
+
+
+async def test_together_nobody_is_refused_for_what_a_refused_neighbour_held(desks: Sequence[Desk]) -> None:
+    """One unit is left, so that it is not sold out; the batch is not granted because the first was cancelled."""
+    desk = desks[0]
+    await desk.opens()
+    await desk.coupon(stock=1)
+    cancelled = item()
+    await desk.became(cancelled.request_id, cancel=True)
+
+    assert kinds(await desk.batch([cancelled, item()], together=True)) == ["CANCELLED", "BATCH_NOT_GRANTED"]
