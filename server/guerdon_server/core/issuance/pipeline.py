@@ -306,16 +306,33 @@ class Issuer:
                     if answer.sure and not all_or_nothing:
                         slot.outcome = slot.refusal
         if all_or_nothing and len(admitted) < len(slots):
-            # Never sent to the commit: the group goes on whole or not at all. What was granted before is looked at
-            # first: the id may have been used for something else.
+            # Never sent to the commit: the group goes on whole or not at all.
             self._give_back(terms.sid, admitted)
             if not failed:
                 return [], waiting + admitted, []
-            for slot in waiting + admitted:
-                slot.refusal = rules.batch_not_granted()
-            refused += waiting + admitted
-            return [], [], []
+            return [], [], await self._group_refused(call, terms, slots, admitted, refused)
         return admitted, waiting, []
+
+    async def _group_refused(
+        self, call: IssueCall, terms: PromotionTerms, slots: list[_Slot], admitted: list[_Slot], refused: list[_Slot]
+    ) -> list[_Slot]:
+        """The gate refused part of an all-or-nothing call: sets who is `refused`, or returns those to be decided anew.
+
+        What was granted or ruled out before is looked up first: the gate, which may not know it, let it hold what the
+        others were refused for.
+        """
+        await self._recall(call, terms, slots)
+        left = [slot for slot in slots if slot.outcome is None]
+        held_in_vain = any(slot.outcome is not None for slot in admitted)
+        if held_in_vain and not any(map(_spoils, slots)):
+            refused.clear()
+            await self._gate.settled()
+            return left
+        for slot in left:
+            if held_in_vain or not slot.gate_refused:
+                slot.refusal = rules.batch_not_granted()
+        refused[:] = left
+        return []
 
     async def _outdated(self, terms: PromotionTerms, slots: list[_Slot], answers: Sequence[Answer]) -> bool:
         """Whether the gate refused by terms that have changed since they were read; then nobody goes on by them.
