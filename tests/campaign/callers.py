@@ -97,7 +97,7 @@ class Caller:
 
     async def get(self, key: Key, *, cancel: bool) -> Call:
         """What became of a request."""
-        call = Call("get", key[0], self.number, 0.0, request_id=key[1], reason="cancel" if cancel else "")
+        call = Call("cancel" if cancel else "get", key[0], self.number, 0.0, request_id=key[1])
         lookup = prize.GetIssuanceRequest(
             request=prize.RequestKey(promotion_id=key[0], request_id=key[1]), cancel_if_absent=cancel
         )

@@ -20,6 +20,7 @@ _STORMY = Rules(held_seconds_max=120.0, rejected_held_seconds_max=120.0, capacit
 _KINDS = {
     "issue": Kind.ISSUE,
     "get": Kind.GET_ISSUANCE,
+    "cancel": Kind.CANCEL,
     "adjust_stock": Kind.ADJUST_STOCK,
     "adjust_budget": Kind.ADJUST_BUDGET,
     "set_limit": Kind.SET_LIMIT,
@@ -61,8 +62,6 @@ def _operations(calls: Iterable[Call], stage: Stage, worth: dict[str, int]) -> I
         kind = _KINDS.get(call.kind)
         if kind is None or call.promotion_id not in stage.promotion_ids:
             continue
-        if kind is Kind.GET_ISSUANCE and call.reason == "cancel":
-            kind = Kind.CANCEL
         outcome = _outcome(call)
         if outcome is None:
             continue
@@ -73,7 +72,7 @@ def _operations(calls: Iterable[Call], stage: Stage, worth: dict[str, int]) -> I
             outcome,
             call.reason if outcome is Outcome.REJECTED else "",
             call.promotion_id,
-            "" if kind is Kind.GET_ISSUANCE else call.prize_id,
+            call.prize_id,
             call.user_id,
             call.asset,
             call.request_id,
@@ -97,7 +96,7 @@ def _outcome(call: Call) -> Outcome | None:
         return Outcome.REJECTED
     if call.outcome in {"granted", "replayed", "rejected", "pending", "absent", "cancelled", "ok"}:
         found = Outcome(call.outcome)
-        return Outcome.GRANTED if call.kind == "get" and found is Outcome.REPLAYED else found
-    if call.kind in {"read_stock", "read_balance"} or (call.kind == "get" and call.reason != "cancel"):
+        return Outcome.GRANTED if call.kind in {"get", "cancel"} and found is Outcome.REPLAYED else found
+    if call.kind in {"read_stock", "read_balance", "get"}:
         return None
     return Outcome.FAILED if call.outcome in _NOTHING_DONE else Outcome.UNKNOWN

@@ -88,7 +88,7 @@ class Journal:
             self._granted(call)
         elif call.outcome in {"rejected", "absent", "cancelled", "REQUEST_ID_REUSED"}:
             self._denied(call)
-        if call.kind in {"issue", "get"}:
+        if call.kind in {"issue", "get", "cancel"}:
             if call.outcome in _FINAL:
                 self.open.pop(call.key, None)
             else:
@@ -125,7 +125,7 @@ class Journal:
             if len(self.asked.get(call.key, ())) < 2:
                 self._contradiction(f"{call.key} was refused as reused, and had one content only")
         elif acknowledged_before and known is not None:
-            same = call.kind == "get" or (call.prize_id, call.user_id) == (
+            same = call.kind != "issue" or (call.prize_id, call.user_id) == (
                 known.issuance.prize_id,
                 known.issuance.user_id,
             )
