@@ -11,6 +11,7 @@ from guerdon_server.platform import postgres
 from tests.cluster.proxy import Proxy
 
 
+@pytest.mark.timeout(60)
 async def test_an_answer_that_does_not_come_is_given_up_and_the_pool_goes_on(empty_database: str) -> None:
     address = urlsplit(empty_database)
     assert address.hostname is not None
