@@ -6,9 +6,9 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from tests.cluster.proxy import Proxy
 
 from guerdon_server.platform import postgres
-from tests.cluster.proxy import Proxy
 
 
 @pytest.mark.timeout(60)
