@@ -542,6 +542,7 @@ async def _standby_lost(g: Ground) -> None:
     await _nothing_granted(g, since, until)
     if g.rng.random() < 0.5:
         await pair.fail_over()
+        g.journal.unconfirmed.append((since, time.monotonic()))
         g.notes.append("failed over")
         g.mended()
         await g.load(0.3, 1)

@@ -53,8 +53,17 @@ def _history(journal: Journal, stage: Stage, *, calm: bool) -> History:
     ]
     history.budgets = [Budget(promotion, asset, units) for (promotion, asset), units in stage.budgets.items()]
     worth = {offer.prize_id: max(offer.fixed) for offer in stage.offers if offer.kind != CASHBACK}
-    history.operations = list(_operations(journal.calls, stage, worth))
+    calls = (call for call in journal.calls if not _is_of_a_lost_primary(call, journal))
+    history.operations = list(_operations(calls, stage, worth))
     return history
+
+
+def _is_of_a_lost_primary(call: Call, journal: Journal) -> bool:
+    """Reads follow the primary, also where it shows what no standby has (docs/RELIABILITY.md). Answers about requests
+    don't, and stay."""
+    if call.kind not in {"read_stock", "read_balance"}:
+        return False
+    return any(call.returned > since and call.invoked < until for since, until in journal.unconfirmed)
 
 
 def _operations(calls: Iterable[Call], stage: Stage, worth: dict[str, int]) -> Iterable[Operation]:

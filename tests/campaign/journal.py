@@ -72,6 +72,8 @@ class Journal:
         """Keys whose last answer left the outcome open, with the content that was asked last."""
         self.counts: Counter[str] = Counter()
         self.contradictions: list[str] = []
+        self.unconfirmed: list[tuple[float, float]] = []
+        """When a primary could be read that showed what its standby did not have, and that was lost with it."""
         self.fresh_until: dict[int, float] = {}
         """Of each server: the latest invocation that it has answered with a new grant."""
 
