@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.campaign.faults import Ground
 
 _METHOD = "/guerdon.v1.PrizeService/IssuePrize"
-_SECONDS = 3.0
+_SECONDS = 2.5
 _TIMES = 3
 _GOODPUT_SHARE_MIN = 0.5
 _ACCEPTED_P99_MS_MAX = 8_000.0
@@ -49,8 +49,9 @@ async def strike(g: Ground) -> None:
             ).SerializeToString()
         )
         common = [*generator.command, "-t", f"{host}:{port}", "-p", _METHOD, "-f", str(message), "-d", str(_SECONDS)]
-        closed = await _shoot([*common, "-c", "8", "-s", "16"])
-        capacity = closed["grpc_status"].get(_OK, 0) / closed["seconds"]
+        # What a closed loop gets depends on how many calls are in flight; the most of them is what it can do.
+        closed = [await _shoot([*common, "-c", "8", "-s", str(streams)]) for streams in (16, 32, 128)]
+        capacity = max(one["grpc_status"].get(_OK, 0) / one["seconds"] for one in closed)
         offered = _TIMES * capacity
         flood = await _shoot([*common, "-c", "8", "-s", "4000", "-r", str(round(offered))])
     goodput = flood["grpc_status"].get(_OK, 0) / max(flood["seconds"], _SECONDS)

@@ -38,6 +38,8 @@ PROMISES = (
 )  # fmt: skip
 
 _AT_REST_SECONDS_MAX = 20.0
+# The cluster's admission_age_ms_max, and two rounds of the sweeper on a busy machine.
+_ADMISSION_SECONDS_MAX = 3.0 + 3.0
 _POLL_SECONDS = 0.05
 _SHOWN_MAX = 5
 
@@ -191,6 +193,23 @@ async def verified(cluster: Cluster, findings: Findings) -> None:
         findings.compared(VERIFY, 1)
         if not check.ok:
             findings.add(VERIFY, str(check)[:1000])
+
+
+async def oldest_admission(cluster: Cluster, findings: Findings) -> None:
+    """While nothing but callers and operators makes trouble: each open admission is younger than its limit."""
+    client = cluster.valkey.client()
+    try:
+        seconds, microseconds = await client.time()
+        for key in await client.keys("guerdon:*:admissions"):
+            for admission, record in (await client.hgetall(key)).items():
+                if admission == b"@":
+                    continue
+                age = seconds + microseconds / 1e6 - int(record.split()[0]) / 1000
+                findings.compared(AT_REST, 1)
+                if age > _ADMISSION_SECONDS_MAX:
+                    findings.add(AT_REST, f"{record!r} has been open for {age:.1f} s")
+    finally:
+        await client.aclose()
 
 
 async def at_rest(cluster: Cluster, findings: Findings) -> float:

@@ -99,6 +99,7 @@ class _Play:
         self.strange = Strange()
         self.callers = [Caller(n, desk, self.journal, self.strange) for n, desk in enumerate(desks)]
         self.watching = True
+        self.calm = all(strike.fault.touches in {"caller", "operator"} for strike in planned.strikes)
         self.offers: dict[str, Offer] = {}
 
     async def run(self) -> None:
@@ -123,8 +124,7 @@ class _Play:
             await promises.books(session, self.journal, operator, self.findings)
         await promises.verified(self.cluster, self.findings)
         self._judge()
-        calm = all(strike.fault.touches in {"caller", "operator"} for strike in self.planned.strikes)
-        history.check(self.journal, operator, self.findings, calm=calm, keep=self.keep)
+        history.check(self.journal, operator, self.findings, calm=self.calm, keep=self.keep)
         for promotion_id in stage.promotion_ids:
             await operator.move(promotion_id, "ENDED")
         self.played.calls = len(self.journal.calls)
@@ -166,6 +166,8 @@ class _Play:
             try:
                 async with asyncio.timeout(5), self.cluster.postgres.connection() as session:
                     await promises.acknowledged_so_far(session, self.journal, stage, self.findings)
+                if self.calm:
+                    await promises.oldest_admission(self.cluster, self.findings)
             except Exception:  # noqa: S112  it is being attacked; the look at the end can't be missed
                 continue
 
