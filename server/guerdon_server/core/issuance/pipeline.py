@@ -26,7 +26,16 @@ from guerdon_server.core.issuance.model import (
     PromotionTerms,
     Rejection,
 )
-from guerdon_server.core.ledger.model import CommitCode, CommitItem, CommitResult, Issuance, KnownRequest, RequestState
+from guerdon_server.core.ledger.model import (
+    CANCELLED,
+    CommitCode,
+    CommitItem,
+    CommitResult,
+    Issuance,
+    KnownRequest,
+    RequestState,
+)
+from guerdon_server.core.ledger.ports import OutcomeUnknown
 from guerdon_server.core.stock.model import NO_LIMIT, AdmitCode, AdmitItem, Admitted, Answer, SettleCode, Settlement
 from guerdon_server.platform.batching import ENOUGH_ITEMS, Coalescer
 from guerdon_server.platform.errors import Code, ServiceError, failed_precondition, not_found
@@ -159,7 +168,13 @@ class Issuer:
         todo, attempts = slots, 0
         twin_wait = _TwinWait(self._settings.twin_wait_seconds_max)
         while todo:
-            terms, fresh = await self._decide(call, todo, anew=attempts > 0)
+            try:
+                terms, fresh = await self._decide(call, todo, anew=attempts > 0)
+            except ServiceError as error:
+                if todo is slots:
+                    raise
+                _settle_for(todo, error)  # others have their outcomes already
+                break
             if call.all_or_nothing:
                 todo = await self._without_replays(call, terms, todo)
             passed, refused = _split(todo, call)
@@ -195,9 +210,10 @@ class Issuer:
         if any(slot.admitted and isinstance(slot.outcome, Rejection) for slot in slots):
             # What they took is given back before they hear of it: else their next request may be refused for it.
             await self._gate.settled()
-        for slot in slots:
-            if isinstance(slot.outcome, ServiceError) and slot.outcome.reason == rules.ENTRANCE_NOT_BOUND:
-                raise slot.outcome  # of the call, not of the item
+        if not any(isinstance(slot.outcome, Granted) and not slot.outcome.replayed for slot in slots):
+            for slot in slots:
+                if isinstance(slot.outcome, ServiceError) and slot.outcome.reason == rules.ENTRANCE_NOT_BOUND:
+                    raise slot.outcome  # of the call, not of the item
         return [self._counted(slot) for slot in slots]
 
     # --- decide ---------------------------------------------------------------------------------------------------
@@ -437,7 +453,8 @@ class Issuer:
         try:
             known = await self.lookups.submit([(terms.sid, slot.item.request_id) for slot in asked])
         except ServiceError as error:
-            _settle_for(asked, error)
+            # Not as it came, which says that nothing was granted: this very call may have been, or one before it.
+            _settle_for(asked, OutcomeUnknown(f"what became of it could not be looked up: {error.message}"))
             return
         for slot, request in zip(asked, known, strict=True):
             if request.state is RequestState.GRANTED:
@@ -461,9 +478,8 @@ class Issuer:
         terms = self._catalogue.find(promotion_id) or await self._catalogue.refresh(promotion_id)
         if terms is None:
             raise not_found("PROMOTION_NOT_FOUND", f"there is no promotion {promotion_id}", promotion_id=promotion_id)
-        if cancel_if_absent:
-            await self._ledger.cancel(terms.sid, request_id)
-            return await self._look_up(terms.sid, request_id)
+        if cancel_if_absent and await self._ledger.cancel(terms.sid, request_id) is RequestState.CANCELLED:
+            return CANCELLED
         known = await self._look_up(terms.sid, request_id)
         if known.state in _UNDECIDED and await self._in_flight(terms.sid, request_id):
             # It may have been granted since the look-up: its marker is settled after its commit.

@@ -116,3 +116,7 @@ class KnownRequest:
     issuance: Issuance | None
     basis: int | None
     attribute: str | None
+
+
+CANCELLED = KnownRequest(state=RequestState.CANCELLED, admission=0, issuance=None, basis=None, attribute=None)
+"""Ruled out for ever."""

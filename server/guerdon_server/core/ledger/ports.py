@@ -15,7 +15,7 @@ class LedgerAway(ServiceError):
     """UNAVAILABLE / LEDGER_UNAVAILABLE: PostgreSQL could not be asked; nothing was sent, nothing happened."""
 
     def __init__(self, why: str) -> None:
-        message = f"{why}; nothing was granted, retry with the same request id"
+        message = f"{why}; nothing was done by this call, retry with the same request id"
         super().__init__(Code.UNAVAILABLE, "LEDGER_UNAVAILABLE", message, retry_after_ms=RETRY_AFTER_MS)
 
 
