@@ -658,7 +658,7 @@ async def _poison(g: Ground) -> None:
     g.mended()
 
 
-@_fault("overload", "caller", "3 x capacity, open loop", joins=False)
+@_fault("overload", "load", "3 x capacity, open loop", joins=False)
 async def _overload(g: Ground) -> None:
     await overloads.strike(g)
     g.mended()

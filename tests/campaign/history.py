@@ -14,7 +14,7 @@ from tests.history.record import Budget, History, Kind, Operation, Outcome, Priz
 from tests.history.report import check as check_history
 
 # Of calls between engines that work: the lease, the age of an admission, and two rounds of the sweeper.
-_CALM = Rules(held_seconds_max=6.0, rejected_held_seconds_max=0.6, capacity_lag_seconds_max=0.6)
+_CALM = Rules(held_seconds_max=6.0, rejected_held_seconds_max=2.0, capacity_lag_seconds_max=2.0)
 # While Redis or a server is away nothing can be given back, and the gate can't be told of a top-up.
 _STORMY = Rules(held_seconds_max=120.0, rejected_held_seconds_max=120.0, capacity_lag_seconds_max=120.0)
 _KINDS = {
