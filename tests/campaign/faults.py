@@ -584,7 +584,7 @@ async def _grants(g: Ground, promotion_id: str) -> int:
             try:
                 async with g.cluster.postgres.connection() as session:
                     return await grants_of(session, promotion_id)
-            except (OSError, TimeoutError, Exception):
+            except Exception:
                 await asyncio.sleep(0.1)
 
 

@@ -100,6 +100,9 @@ class Report:
             console.print(f"[red]round {number}: {promise}[/]: {text}", markup=True, highlight=False)
         for note in (note for found in document["faults"].values() for note in found["notes"] if "NOT DONE" in note):
             console.print(note, highlight=False)
+        for number in dict.fromkeys(number for number, _, _ in self.broken):
+            again = f"scripts/campaign --seed {self.seed} --servers {self.servers} --scale {self.scale:g}"
+            console.print(f"the same faults again: {again} --first {number} --rounds 1", highlight=False)
         if self.error:
             console.print(f"[red]the campaign itself failed: {self.error}[/]")
         console.print(
