@@ -19,17 +19,25 @@ from tests.campaign.run import Options, run
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--minutes", type=float, default=3.0, show_default=True, help="How long new rounds are begun.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="How long new rounds are begun.",
+)
 @click.option("--seed", type=int, help="Of the schedule of faults and of the load; one is drawn if it is missing.")
 @click.option("--fault", "only", multiple=True, help="Only this one (may be repeated); --list names them.")
-@click.option("--scale", type=float, default=1.0, show_default=True, help="Multiplies how long faults last.")
+@click.option(
+    "--scale", type=click.FloatRange(0.1, 10), default=1.0, show_default=True, help="Multiplies how long faults last."
+)
 @click.option("--servers", type=click.IntRange(2, 8), default=2, show_default=True, help="Server processes.")
 @click.option("--first", type=click.IntRange(1), default=1, help="Begin with this round of the seed's schedule.")
-@click.option("--rounds", "rounds_max", type=int, default=1_000_000, help="At most so many rounds.")
+@click.option("--rounds", "rounds_max", type=click.IntRange(1), default=1_000_000, help="At most so many rounds.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the report there.")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep logs of broken rounds there.")
 @click.option("--list", "listing", is_flag=True, help="Name the faults and how each is done, and stop.")
-@click.option("--plan", type=int, help="Print so many rounds of the seed's schedule, and stop.")
+@click.option("--plan", type=click.IntRange(1), help="Print so many rounds of the seed's schedule, and stop.")
 def main(
     *,
     minutes: float,
@@ -100,4 +108,4 @@ def _tell(console: Console, played: Played) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="scripts/campaign")
