@@ -18,6 +18,9 @@ from tests.campaign.rounds import Played
 from tests.campaign.run import Options, run
 
 
+_POSITIVE = click.FloatRange(0, min_open=True)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option(
     "--minutes",
