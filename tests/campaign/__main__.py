@@ -17,7 +17,6 @@ from tests.campaign.plan import rounds
 from tests.campaign.rounds import Played
 from tests.campaign.run import Options, run
 
-
 _POSITIVE = click.FloatRange(0, min_open=True)
 
 
