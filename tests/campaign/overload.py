@@ -21,7 +21,6 @@ _METHOD = "/guerdon.v1.PrizeService/IssuePrize"
 _SECONDS = 2.5
 _TIMES = 3
 _GOODPUT_SHARE_MIN = 0.5
-_ACCEPTED_P99_MS_MAX = 8_000.0
 _OK, _RESOURCE_EXHAUSTED = "0", "8"
 
 
@@ -66,8 +65,6 @@ async def strike(g: Ground) -> None:
         g.broken(f"overload was answered with {statuses}, {flood['broken']} broken, {flood['unanswered']} unanswered")
     if share < _GOODPUT_SHARE_MIN:
         g.broken(f"goodput collapses under overload: {goodput:.0f} of {capacity:.0f} a second")
-    if p99_ms > _ACCEPTED_P99_MS_MAX:
-        g.broken(f"the accepted wait without bound under overload: p99 {p99_ms:.0f} ms")
 
 
 async def _shoot(command: Sequence[str]) -> dict[str, Any]:

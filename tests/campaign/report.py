@@ -28,7 +28,8 @@ class Report:
     servers: int
     played: list[Played] = field(default_factory=list)
     seconds: float = 0.0
-    error: str = ""
+    errors: list[str] = field(default_factory=list)
+    """Of the campaign itself."""
 
     @property
     def broken(self) -> list[tuple[int, str, str]]:
@@ -38,7 +39,7 @@ class Report:
     @property
     def held(self) -> bool:
         """Whether everything that was looked at held, and the campaign itself worked."""
-        return not self.broken and not self.error and bool(self.played)
+        return not self.broken and not self.errors and bool(self.played)
 
     def document(self) -> dict[str, Any]:
         """For machines."""
@@ -72,7 +73,7 @@ class Report:
                 }
                 for promise in PROMISES
             },
-            "error": self.error,
+            "errors": self.errors,
             "held": self.held,
         }
 
@@ -103,8 +104,8 @@ class Report:
         for number in dict.fromkeys(number for number, _, _ in self.broken):
             again = f"scripts/campaign --seed {self.seed} --servers {self.servers} --scale {self.scale:g}"
             console.print(f"the same faults again: {again} --first {number} --rounds 1", highlight=False)
-        if self.error:
-            console.print(f"[red]the campaign itself failed: {self.error}[/]")
+        for error in self.errors:
+            console.print(f"[red]the campaign itself failed: {error}[/]")
         console.print(
             f"seed {self.seed}: {document['rounds']} rounds, {document['calls']:,} calls,"
             f" {document['unknown_outcomes_resolved']:,} outcomes resolved at the end of rounds,"

@@ -18,6 +18,7 @@ from tests.campaign.rounds import Played, play
 from tests.cluster.cluster import Cluster
 
 _START_SECONDS_MAX = 120.0
+_ERRORS_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ async def run(options: Options, on_round: Callable[[Played], None]) -> Report:
     deadline = started + 60 * options.minutes
 
     def over() -> bool:
-        return time.monotonic() >= deadline or len(report.played) >= options.rounds_max or bool(report.error)
+        played = len(report.played) >= options.rounds_max
+        return time.monotonic() >= deadline or played or len(report.errors) >= _ERRORS_MAX
 
     while not over():
         folder = Path(tempfile.mkdtemp(prefix="guerdon-campaign-"))
@@ -58,7 +60,8 @@ async def run(options: Options, on_round: Callable[[Played], None]) -> Report:
                 for _ in range(ROUNDS_IN_ACT):
                     if over():
                         break
-                    await _round(cluster, next(planned), options, report, on_round)
+                    if await _round(cluster, next(planned), options, report, on_round):
+                        break  # the campaign itself failed: on with a new cluster
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     report.seconds = time.monotonic() - started
@@ -67,7 +70,8 @@ async def run(options: Options, on_round: Callable[[Played], None]) -> Report:
 
 async def _round(
     cluster: Cluster, planned: Round, options: Options, report: Report, on_round: Callable[[Played], None]
-) -> None:
+) -> str:
+    """The error of the campaign itself, if there was one."""
     async with asyncio.timeout(_START_SECONDS_MAX):
         for slot in cluster.servers:
             if not slot.is_running:
@@ -76,11 +80,12 @@ async def _round(
     history = kept / "history.jsonl" if kept is not None else None
     played = await play(cluster, planned, scale=options.scale, keep=history)
     if played.error:
-        report.error = f"round {planned.number}: {played.error}"
+        report.errors.append(f"round {planned.number}: {played.error}")
     report.played.append(played)
     on_round(played)
     if kept is not None and (played.findings.broken or played.error):
         await asyncio.to_thread(_keep_logs, kept, cluster.logs())
+    return played.error
 
 
 def _keep_logs(folder: Path, logs: Mapping[str, str]) -> None:

@@ -129,7 +129,8 @@ class PostgresNode(PostgresEngine):
         """From a standby to a primary; writable when this returns. Its commits wait for nobody."""
         await self.set_standby_names("")
         async with self.connection() as connection:
-            await connection.execute("SELECT pg_promote(wait => true)")
+            # Not waiting inside of it: its own snapshot could be what the replay waits for.
+            await connection.execute("SELECT pg_promote(wait => false)")
         await self.until_writable()
 
     async def until_writable(self) -> None:
