@@ -28,7 +28,7 @@ from tests.issuing.desk import Desk
 _CHANNEL = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # which is how long an attempt may take
     ("grpc.max_reconnect_backoff_ms", 300),
 )
 _log = logging.getLogger(__name__)

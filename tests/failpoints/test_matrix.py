@@ -114,7 +114,13 @@ async def test_what_stays_broken_for_a_while_is_resolved_when_it_is_mended(books
                 *(outcome(first.issue(request, timeout=_DEADLINE_SECONDS)) for request in requests),
                 outcome(first.became(one.id("ruled-out"), promotion_id=one.name, cancel=True)),
             )
-            await eventually(lambda: bool(rules[0].passes))
+
+            async def passed() -> bool:
+                if not rules[0].passes:  # on a busy machine the first ones may have given up before they came so far
+                    await outcome(first.issue(requests[0], timeout=_DEADLINE_SECONDS))
+                return bool(rules[0].passes)
+
+            await eventually(passed)
         for request, answer in zip((*requests, None), answers, strict=True):
             if isinstance(answer, Refusal):
                 assert answer.code in EXPECTED, answer
