@@ -28,6 +28,8 @@ class Report:
     servers: int
     played: list[Played] = field(default_factory=list)
     seconds: float = 0.0
+    commit: str = field(default_factory=lambda: _commit())
+    """When it began."""
     errors: list[str] = field(default_factory=list)
     """Of the campaign itself."""
 
@@ -58,7 +60,7 @@ class Report:
             "minutes": self.minutes,
             "scale": self.scale,
             "servers": self.servers,
-            "commit": _commit(),
+            "commit": self.commit,
             "seconds": round(self.seconds, 1),
             "rounds": len(self.played),
             "calls": sum(p.calls for p in self.played),
