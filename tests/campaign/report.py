@@ -26,10 +26,10 @@ class Report:
     minutes: float
     scale: float
     servers: int
+    commit: str
+    """Of the checkout when it began."""
     played: list[Played] = field(default_factory=list)
     seconds: float = 0.0
-    commit: str = field(default_factory=lambda: _commit())
-    """When it began."""
     errors: list[str] = field(default_factory=list)
     """Of the campaign itself."""
 
@@ -122,7 +122,8 @@ class Report:
         return found
 
 
-def _commit() -> str:
+def checkout() -> str:
+    """Its commit, with -dirty where it was changed since."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],  # noqa: S607
         capture_output=True,

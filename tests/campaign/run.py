@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from tests.campaign.plan import ROUNDS_IN_ACT, Round, rounds
-from tests.campaign.report import Report
+from tests.campaign.report import Report, checkout
 from tests.campaign.rounds import Played, play
 from tests.cluster.cluster import Cluster
 
@@ -40,7 +40,7 @@ class Options:
 
 async def run(options: Options, on_round: Callable[[Played], None]) -> Report:
     """Cancel it to stop; what was played until then is lost, everything that was started is ended."""
-    report = Report(options.seed, options.minutes, options.scale, options.servers)
+    report = Report(options.seed, options.minutes, options.scale, options.servers, checkout())
     started = time.monotonic()
     planned = islice(rounds(options.seed, only=options.only), options.first - 1, None)
     deadline = started + 60 * options.minutes
