@@ -11,7 +11,9 @@
    number).
 
    Closed loop: keeps CONNECTIONS x STREAMS requests in flight. Open loop (-r RATE): sends on schedule, and a
-   late send counts from the time at which it was due (no coordinated omission).
+   late send counts from the time at which it was due (no coordinated omission). With a deadline (-T SECONDS) it does
+   what any gRPC client does: each call says how long it may take from when it was due, and what could not be sent by then,
+   because the server allows no more streams, is dropped and counted as expired.
 
    Answers are counted by grpc-status and, where OK, by the field number of the first field in the message, so
    that a response whose outcome is a oneof is counted by outcome. Prints one JSON object.
@@ -47,8 +49,8 @@ typedef struct { uint8_t *body; size_t len; Spot spots[SPOTS_MAX]; int spot_coun
 
 static Message *messages[MESSAGES_MAX]; static int message_count; static long wrap;
 static const char *authority, *path, *extra_name, *extra_value;
-static long done, started, total, statuses[STATUS_MAX + 1], fields[FIELDS_MAX + 1], broken;
-static long hist[BUCKETS], ok_hist[BUCKETS], ok_done; static double lat_sum, lat_max, ok_lat_max;
+static long done, started, total, expired, refused, statuses[STATUS_MAX + 1], fields[FIELDS_MAX + 1], broken;
+static long hist[BUCKETS], ok_hist[BUCKETS], ok_done; static double deadline, lat_sum, lat_max, ok_lat_max;
 static uint64_t rng = 88172645463325252ULL, id_prefix, id_counter;
 
 static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
@@ -120,10 +122,16 @@ static void submit(Conn *conn, double due) {
   const Message *m = messages[started % message_count];
   if (wrap && started % wrap == 0) id_counter = 0;
   Call *call = calloc(1, sizeof *call); call->body = malloc(m->len); call->len = m->len; call->status = -1; call->due = due; fill(call->body, m);
-  nghttp2_nv nv[] = {NV(":method", "POST"), NV(":scheme", "http"), NV(":path", path), NV(":authority", authority),
-                     NV("te", "trailers"), NV("content-type", "application/grpc"), NV(extra_name ? extra_name : "", extra_value ? extra_value : "")};
+  nghttp2_nv nv[8] = {NV(":method", "POST"), NV(":scheme", "http"), NV(":path", path), NV(":authority", authority),
+                      NV("te", "trailers"), NV("content-type", "application/grpc")};
+  size_t fields_sent = 6; char left[24];
+  if (extra_name) nv[fields_sent++] = (nghttp2_nv)NV(extra_name, extra_value);
+  if (deadline > 0) { /* copied by nghttp2: `left` ends with this function */
+    long ms = (long)((due + deadline - now()) * 1e3); snprintf(left, sizeof left, "%ldm", ms > 0 ? ms : 0);
+    nv[fields_sent] = (nghttp2_nv)NV("grpc-timeout", left); nv[fields_sent++].flags = NGHTTP2_NV_FLAG_NONE;
+  }
   nghttp2_data_provider data = {.source = {.ptr = call}, .read_callback = read_body};
-  if (nghttp2_submit_request(conn->h2, NULL, nv, extra_name ? 7 : 6, &data, call) < 0) die("submit");
+  if (nghttp2_submit_request(conn->h2, NULL, nv, fields_sent, &data, call) < 0) die("submit");
   conn->inflight++; started++;
 }
 
@@ -146,7 +154,8 @@ static int on_close(nghttp2_session *h2, int32_t id, uint32_t code, void *user) 
   Conn *conn = user; Call *call = nghttp2_session_get_stream_user_data(h2, id);
   if (!call) return 0;
   record(now() - call->due, !code && !call->status); done++; conn->inflight--;
-  if (code || call->status < 0) broken++;
+  if (code == NGHTTP2_REFUSED_STREAM) refused++; /* not looked at: clients may repeat it at once */
+  else if (code || call->status < 0) broken++;
   else { statuses[call->status < STATUS_MAX ? call->status : STATUS_MAX]++;
     if (!call->status) { int f = call->got > 5 ? call->head[5] >> 3 : 0; fields[f < FIELDS_MAX ? f : FIELDS_MAX]++; } }
   free(call->body); free(call);
@@ -179,14 +188,14 @@ static void open_conn(Conn *c, const char *host, int port) {
 }
 static void usage(void) {
   fprintf(stderr, "usage: grpcblast -t 127.0.0.1:PORT -p /package.Service/Method -f MESSAGE_FILE [-f ...]\n"
-                  "       [-c CONNECTIONS=8] [-s STREAMS_EACH=16] [-n REQUESTS=10000] [-d SECONDS] [-r RATE] [-i NAME] [-w REQUESTS] [-H name:value]\n"); exit(2);
+                  "       [-c CONNECTIONS=8] [-s STREAMS_EACH=16] [-n REQUESTS=10000] [-d SECONDS] [-r RATE] [-T DEADLINE_SECONDS] [-i NAME] [-w REQUESTS]\n       [-H name:value]\n"); exit(2);
 }
 int main(int argc, char **argv) {
   int conns = 8, streams = 16, opt; double seconds = 0, rate = 0; const char *target = 0, *name = 0; total = 10000;
-  while ((opt = getopt(argc, argv, "t:p:f:c:s:n:d:r:i:w:H:")) != -1) switch (opt) {
+  while ((opt = getopt(argc, argv, "t:p:f:c:s:n:d:r:T:i:w:H:")) != -1) switch (opt) {
     case 't': target = optarg; break; case 'p': path = optarg; break; case 'f': read_message(optarg); break; case 'i': name = optarg; break; case 'w': wrap = atol(optarg); break;
     case 'c': conns = atoi(optarg); break; case 's': streams = atoi(optarg); break; case 'n': total = atol(optarg); break;
-    case 'd': seconds = atof(optarg); break; case 'r': rate = atof(optarg); break;
+    case 'd': seconds = atof(optarg); break; case 'r': rate = atof(optarg); break; case 'T': deadline = atof(optarg); break;
     case 'H': { char *colon = strchr(optarg, ':'); if (!colon) usage(); *colon = 0; extra_name = optarg; extra_value = colon + 1; break; }
     default: usage(); }
   if (!target || !path || !message_count || conns < 1 || streams < 1) usage();
@@ -202,9 +211,11 @@ int main(int argc, char **argv) {
     if (time > end + 30) break; /* what has not answered 30 s after the end is lost */
     for (int k = 0; k < conns; k++) {
       Conn *c = &conn[(turn + k) % conns]; int wrote = 0;
-      while (!c->dead && c->inflight < streams && started < total && time < end) {
+      uint32_t allowed = nghttp2_session_get_remote_settings(c->h2, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
+      while (!c->dead && c->inflight < streams && (uint32_t)c->inflight < allowed && started < total && time < end) {
         double due = rate > 0 ? begin + started / rate : time;
         if (due > time) break;
+        if (deadline > 0 && due + deadline <= time) { started++; done++; expired++; continue; }
         submit(c, due); wrote = 1;
       }
       if (wrote) flush_out(c);
@@ -220,11 +231,12 @@ int main(int argc, char **argv) {
   }
   double wall = now() - begin; struct rusage ru; getrusage(RUSAGE_SELF, &ru);
   double cpu = ru.ru_utime.tv_sec + ru.ru_stime.tv_sec + (ru.ru_utime.tv_usec + ru.ru_stime.tv_usec) * 1e-6;
-  printf("{\"requests\": %ld, \"seconds\": %.3f, \"per_second\": %.1f, \"target_rate\": %.1f, \"unanswered\": %ld, \"broken\": %ld, ", done, wall, done / wall, rate, started - done, broken);
+  long unanswered = started - done; done -= expired;
+  printf("{\"requests\": %ld, \"seconds\": %.3f, \"per_second\": %.1f, \"target_rate\": %.1f, \"unanswered\": %ld, \"broken\": %ld, \"expired\": %ld, \"refused_streams\": %ld, ", done, wall, done / wall, rate, unanswered, broken, expired, refused);
   printf("\"latency_ms\": {\"mean\": %.3f, \"p50\": %.3f, \"p90\": %.3f, \"p99\": %.3f, \"p999\": %.3f, \"max\": %.3f}, ", done ? lat_sum / done * 1e3 : 0, percentile_ms(.5), percentile_ms(.9), percentile_ms(.99), percentile_ms(.999), lat_max * 1e3);
   printf("\"ok_latency_ms\": {\"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}, ", ok_percentile_ms(.5), ok_percentile_ms(.99), ok_lat_max * 1e3);
   printf("\"grpc_status\": {"); int first = 1; for (int i = 0; i <= STATUS_MAX; i++) if (statuses[i]) { printf("%s\"%d\": %ld", first ? "" : ", ", i, statuses[i]); first = 0; }
   printf("}, \"ok_by_first_field\": {"); first = 1; for (int i = 0; i <= FIELDS_MAX; i++) if (fields[i]) { printf("%s\"%d\": %ld", first ? "" : ", ", i, fields[i]); first = 0; }
   printf("}, \"generator_cpu_us_per_request\": %.2f}\n", done ? cpu / done * 1e6 : 0);
-  return broken || done < started ? 1 : 0;
+  return broken || unanswered ? 1 : 0;
 }

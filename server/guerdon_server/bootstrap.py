@@ -222,6 +222,7 @@ def _gate(settings: Settings, client: redis.Client, reads: postgres.Pool, metric
             items_max=settings.admit_batch_items_max,
             in_flight_max=settings.admit_batches_in_flight_max,
             queue_items_max=settings.admit_queue_items_max,
+            queue_seconds_max=settings.queue_ms_max / 1000,
         ),
         on_batch=metrics.admitted,
         on_settled=metrics.settled,
@@ -235,6 +236,7 @@ def _committer(settings: Settings, ledger: PostgresLedger, gate: Gate, metrics: 
         items_max=settings.commit_batch_items_max,
         in_flight_max=settings.commit_batches_in_flight_max,
         queue_items_max=settings.commit_queue_items_max,
+        queue_seconds_max=settings.queue_ms_max / 1000,
         on_batch=metrics.committed,
     )
 
@@ -258,6 +260,8 @@ def _server(
         metrics=telemetry.RpcMetrics(registry=registry, methods=METHODS),
         in_flight_max=settings.requests_in_flight_max,
         message_bytes_max=settings.message_bytes_max,
+        calls_per_connection_max=settings.calls_per_connection_max,
+        backlog_seconds_max=settings.backlog_seconds_max,
         connection_age_seconds_max=settings.connection_age_seconds_max,
     )
 

@@ -38,6 +38,18 @@ class Settings:
         maximum=86400,
         doc="Connections are moved after this, so that load spreads over workers.",
     )
+    calls_per_connection_max: int = setting(
+        default=256,
+        minimum=16,
+        maximum=100_000,
+        doc="Calls of one connection at once; gRPC refuses more, unseen, as UNAVAILABLE: clients repeat them.",
+    )
+    backlog_seconds_max: int = setting(
+        default=1,
+        minimum=1,
+        maximum=600,
+        doc="Calls that nobody had time to look at for so long are dropped by gRPC (CANCELLED); nothing was done.",
+    )
     requests_in_flight_max: int = setting(
         default=2000, minimum=1, maximum=100_000, doc="Calls being answered at once; more are refused as OVERLOADED."
     )
@@ -86,6 +98,12 @@ class Settings:
         minimum=0.1,
         maximum=300,
         doc="After this a read or a change of the catalogue without an answer is given up, and its connection cut.",
+    )
+    queue_ms_max: int = setting(
+        default=250,
+        minimum=10,
+        maximum=60_000,
+        doc="While items have waited longer than this for the gate or a commit, new ones are refused as OVERLOADED.",
     )
     twin_wait_ms_max: int = setting(
         default=1000,

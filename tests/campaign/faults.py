@@ -21,6 +21,8 @@ from tests.cluster.waiting import NotInForce
 
 _CLOCK_SECONDS = 300.0
 _POISONED = 500
+_STARTS_MAX = 10
+_START_PAUSE_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -52,6 +54,20 @@ class Ground:
     def a_server(self) -> ServerSlot:
         """Any of them."""
         return self.rng.choice(list(self.cluster.servers))
+
+    async def serves(self, slot: ServerSlot, *, clock_offset_seconds: float = 0) -> None:
+        """Start a server as a supervisor does: again, when what else is broken at the moment keeps it from starting."""
+        for attempt in range(_STARTS_MAX):
+            try:
+                await slot.start(clock_offset_seconds=clock_offset_seconds)
+            except NotInForce:
+                if attempt == _STARTS_MAX - 1:
+                    raise
+                await asyncio.sleep(_START_PAUSE_SECONDS)
+            else:
+                if attempt:
+                    self.notes.append(f"served at start {attempt + 1}")
+                return
 
     def broken(self, text: str) -> None:
         """What this fault must not do, it did."""
@@ -97,7 +113,7 @@ async def _server_killed(g: Ground) -> None:
         slot = g.a_server()
         await slot.kill()
         await g.load(0, 1.5)
-        await slot.start()
+        await g.serves(slot)
         g.mended()
         await g.load(0.2, 0.8)
 
@@ -107,7 +123,7 @@ async def _all_servers_killed(g: Ground) -> None:
     await asyncio.gather(*(slot.kill() for slot in g.cluster.servers))
     await g.load(0, 1)
     for slot in g.cluster.servers:
-        await slot.start()
+        await g.serves(slot)
     g.mended()
 
 
@@ -121,7 +137,7 @@ async def _server_killed_in_start(g: Ground) -> None:
     await starting
     await _dies_starting(slot, f"{start_point(g.rng)}=kill")
     await slot.kill()
-    await slot.start()
+    await g.serves(slot)
     g.mended()
 
 
@@ -145,7 +161,7 @@ async def _server_killed_at_a_point(g: Ground) -> None:
                 break
             await g.load(0.1, 0.1)
         await slot.kill()
-    await slot.start()
+    await g.serves(slot)
     g.mended()
 
 
@@ -161,7 +177,7 @@ async def _server_errs_at_points(g: Ground) -> None:
     await _dies_starting(slot, ";".join(rules))
     await g.load(2.5, 4)
     await slot.kill()
-    await slot.start()
+    await g.serves(slot)
     g.mended()
 
 
@@ -181,7 +197,7 @@ async def _server_drained(g: Ground) -> None:
     g.compared()
     if status != 0:
         g.broken(f"a server that was asked to stop ended with {status}: {slot.log_tail()[-500:]}")
-    await slot.start()
+    await g.serves(slot)
     g.mended()
 
 
@@ -189,10 +205,10 @@ async def _server_drained(g: Ground) -> None:
 async def _clock_off(g: Ground) -> None:
     slot = g.a_server()
     await slot.kill()
-    await slot.start(clock_offset_seconds=g.rng.choice((-_CLOCK_SECONDS, _CLOCK_SECONDS)))
+    await g.serves(slot, clock_offset_seconds=g.rng.choice((-_CLOCK_SECONDS, _CLOCK_SECONDS)))
     await g.load(1.5, 3)
     await slot.kill()
-    await slot.start(clock_offset_seconds=g.rng.choice((-_CLOCK_SECONDS, 0, _CLOCK_SECONDS)))
+    await g.serves(slot, clock_offset_seconds=g.rng.choice((-_CLOCK_SECONDS, 0, _CLOCK_SECONDS)))
     g.mended()
 
 
@@ -213,7 +229,7 @@ async def _dies_with_the_last_units(g: Ground) -> None:
     await asyncio.gather(*doomed)
     survivor = g.callers[list(g.cluster.servers).index(other)]
     await _sold_to_the_last(g, survivor, offer.prize_id)
-    await slot.start()
+    await g.serves(slot)
     g.mended()
 
 

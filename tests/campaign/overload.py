@@ -1,6 +1,7 @@
 """More than the servers can do, from a generator that costs little: what is refused, and what the accepted wait.
 
-Codes are checked; goodput and waiting are noted only, because they say as much of the machine's other work.
+Twice: single calls, of which gRPC refuses what is too much before Python sees it (REFUSED_STREAM, or CANCELLED for what
+waited too long there), and batches, which the server refuses itself (RESOURCE_EXHAUSTED).
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import Message
 
 from guerdon.v1 import prize_pb2 as prize
 from guerdon_server.bench import generator as generators
@@ -20,10 +24,26 @@ from tests.issuing.desk import fresh
 if TYPE_CHECKING:
     from tests.campaign.faults import Ground
 
-_METHOD = "/guerdon.v1.PrizeService/IssuePrize"
-_SECONDS = 2.5
+_CONNECTIONS = 8
+_CLOSED_SECONDS = 1.0
+_FLOOD_SECONDS = 4.0
 _TIMES = 3
-_OK, _RESOURCE_EXHAUSTED = "0", "8"
+_ITEMS = 100
+_GOODPUT_SHARE_MIN = 0.5
+"""Of what the same machine did just before and just after. Alone on a machine it is 0.9 and more: what is allowed here
+is the machine's other work. What this is to find, serving only calls that nobody waits for any more, is below 0.1."""
+_ATTEMPTS = 2
+_OK, _CANCELLED, _RESOURCE_EXHAUSTED = "0", "1", "8"
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """`streams`: of each connection, in the closed loop: what a server can do depends on it, and the most counts."""
+
+    name: str
+    method: str
+    message: Message
+    streams: Sequence[int]
 
 
 async def strike(g: Ground) -> None:
@@ -39,32 +59,66 @@ async def strike(g: Ground) -> None:
     await desk.opens(promotion_id, entrances=(ENTRANCE,), budgets={})
     await desk.coupon(f"{promotion_id}-coupon", promotion_id=promotion_id)
     with tempfile.TemporaryDirectory() as folder:
-        message = Path(folder) / "message"
-        message.write_bytes(
-            prize.IssuePrizeRequest(
-                promotion_id=promotion_id,
-                entrance_id=ENTRANCE,
-                prize_id=f"{promotion_id}-coupon",
-                user_id="user-#####",
-                request_id="@" * 16,
-            ).SerializeToString()
-        )
-        common = [*generator.command, "-t", f"{host}:{port}", "-p", _METHOD, "-f", str(message), "-d", str(_SECONDS)]
-        # What a closed loop gets depends on how many calls are in flight; the most of them is what it can do.
-        closed = [await _shoot([*common, "-c", "8", "-s", str(streams)]) for streams in (16, 32, 128)]
-        capacity = max(one["grpc_status"].get(_OK, 0) / one["seconds"] for one in closed)
-        offered = _TIMES * capacity
-        flood = await _shoot([*common, "-c", "8", "-s", "4000", "-r", str(round(offered))])
-    goodput = flood["grpc_status"].get(_OK, 0) / max(flood["seconds"], _SECONDS)
-    share, p99_ms = goodput / max(capacity, 1), flood["ok_latency_ms"]["p99"]
-    statuses = flood["grpc_status"]
-    g.notes.append(
-        f"capacity {capacity:.0f}/s, offered {offered:.0f}/s: {goodput:.0f}/s granted ({share:.2f}),"
-        f" {statuses.get(_RESOURCE_EXHAUSTED, 0)} refused, p99 of the granted {p99_ms:.0f} ms"
+        for load in _loads(promotion_id):
+            message = Path(folder) / load.name
+            message.write_bytes(load.message.SerializeToString())
+            path = f"/guerdon.v1.PrizeService/{load.method}"
+            command = [*generator.command, "-t", f"{host}:{port}", "-p", path, "-f", str(message)]
+            await _attacked(g, load, [*command, "-c", str(_CONNECTIONS)])
+
+
+def _loads(promotion_id: str) -> Sequence[_Load]:
+    marked = {"prize_id": f"{promotion_id}-coupon", "user_id": "user-#####", "request_id": "@" * 16}
+    where = {"promotion_id": promotion_id, "entrance_id": ENTRANCE}
+    items = [prize.BatchItem(**marked)] * _ITEMS
+    batch = prize.BatchIssuePrizesRequest(**where, mode=prize.BATCH_MODE_PER_ITEM, items=items)
+    return (
+        _Load("single", "IssuePrize", prize.IssuePrizeRequest(**where, **marked), (16, 64)),
+        _Load("batches", "BatchIssuePrizes", batch, (2, 8)),
     )
+
+
+async def _attacked(g: Ground, load: _Load, command: Sequence[str]) -> None:
+    """A share that is too small is measured once more: something else may have had the machine."""
+    for attempt in range(_ATTEMPTS):
+        before = await _capacity(command, load.streams)
+        flood = await _shoot([*command, "-d", str(_FLOOD_SECONDS), "-s", "4000", "-r", str(round(_TIMES * before))])
+        after = await _capacity(command, load.streams)
+        granted, refused = flood["grpc_status"].get(_OK, 0), _refused(flood)
+        goodput, p99_ms = granted / max(flood["seconds"], _FLOOD_SECONDS), flood["ok_latency_ms"]["p99"]
+        share = goodput / max(min(before, after), 1)
+        g.notes.append(
+            f"{load.name}: {before:.0f} and {after:.0f}/s before and after, {_TIMES * before:.0f}/s offered:"
+            f" {goodput:.0f}/s granted ({share:.2f}), refused {refused}, p99 of the granted {p99_ms:.0f} ms"
+        )
+        if share >= _GOODPUT_SHARE_MIN:
+            break
+        if attempt == _ATTEMPTS - 1:
+            g.broken(f"goodput under overload is {share:.2f} of what the server can do: {g.notes[-_ATTEMPTS:]}")
     g.compared()
-    if set(statuses) - {_OK, _RESOURCE_EXHAUSTED} or flood["broken"] or flood["unanswered"]:
-        g.broken(f"overload was answered with {statuses}, {flood['broken']} broken, {flood['unanswered']} unanswered")
+    unknown = set(flood["grpc_status"]) - {_OK, _CANCELLED, _RESOURCE_EXHAUSTED}
+    if unknown or flood["broken"] or flood["unanswered"]:
+        g.broken(f"overload was answered with {flood}")
+    if p99_ms > _FLOOD_SECONDS * 1000:
+        g.broken(f"what is accepted waits for as long as the flood lasts: {g.notes[-1]}")
+    if granted < 0.9 * flood["requests"] and not refused:
+        g.broken(f"nothing was refused: {g.notes[-1]}")
+
+
+def _refused(flood: dict[str, Any]) -> dict[str, int]:
+    statuses = flood["grpc_status"]
+    counts = {
+        "REFUSED_STREAM": flood["refused_streams"],
+        "RESOURCE_EXHAUSTED": statuses.get(_RESOURCE_EXHAUSTED, 0),
+        "CANCELLED": statuses.get(_CANCELLED, 0),
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+async def _capacity(command: Sequence[str], streams: Sequence[int]) -> float:
+    """Calls granted a second."""
+    closed = [await _shoot([*command, "-d", str(_CLOSED_SECONDS), "-s", str(each)]) for each in streams]
+    return max(float(one["grpc_status"].get(_OK, 0)) / one["seconds"] for one in closed)
 
 
 async def _shoot(command: Sequence[str]) -> dict[str, Any]:

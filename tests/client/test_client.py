@@ -139,7 +139,9 @@ async def test_an_overload_says_nothing_about_what_is_pending(issue: Issue, scri
 # Retries
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED])
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED], ids=str
+)
 async def test_lost_and_aborted_attempts_are_repeated_as_they_were(
     issue: Issue, scripted: ScriptedServer, code: grpc.StatusCode
 ) -> None:

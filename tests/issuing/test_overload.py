@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
+import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
+import grpc
+import grpc.aio
 import pytest
 
+from guerdon.v1 import prize_pb2_grpc
 from guerdon_server import bootstrap
+from guerdon_server.platform import postgres
 from guerdon_server.settings import Settings
-from tests.issuing.desk import Refusal, ask, item, kinds, opened, outcome
+from tests.issuing.desk import Desk, Refusal, ask, item, kinds, opened, outcome
 from tests.issuing.proof import at_rest, proven
+
+_RETRY_UNAVAILABLE = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
 
 
 async def test_calls_beyond_those_in_flight_are_refused_and_the_others_served(settings: Settings) -> None:
-    tiny = dataclasses.replace(settings, requests_in_flight_max=4)
+    tiny = dataclasses.replace(settings, requests_in_flight_max=4, calls_per_connection_max=1000)
     async with bootstrap.running(tiny) as endpoints, opened(endpoints.grpc) as desk:
         await desk.opens()
         await desk.coupon()
@@ -53,7 +77,11 @@ async def test_items_beyond_the_queues_are_refused_and_given_back(settings: Sett
 
         found: Counter[str] = Counter()
         for answer in answers:
-            assert not isinstance(answer, Refusal), answer
+            if isinstance(answer, Refusal):  # once for all 700 items
+                assert (answer.code, answer.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+                assert answer.retry_after_ms
+                found[answer.reason] += 1
+                continue
             seen = kinds(answer)
             found.update(seen)
             assert len(set(seen)) == 1, Counter(seen)
@@ -70,3 +98,96 @@ async def test_items_beyond_the_queues_are_refused_and_given_back(settings: Sett
             assert set(kinds(await desk.batch(items, together=together))) <= {"granted", "replayed"}
         assert (await desk.stock()).issued_units == 1 + 700 * 12
     await proven(settings)
+
+
+async def test_while_commits_stand_still_new_calls_are_refused_instead_of_waiting(
+    settings: Settings, pool: postgres.Pool
+) -> None:
+    tiny = dataclasses.replace(settings, queue_ms_max=50, commit_batches_in_flight_max=1)
+    async with bootstrap.running(tiny) as endpoints, opened(endpoints.grpc) as desk:
+        await desk.opens()
+        await desk.coupon()
+        await desk.grant(ask())
+        async with pool.acquire() as session, session.transaction():
+            await session.execute("SELECT FROM guerdon.account FOR UPDATE")
+            stuck = [asyncio.create_task(outcome(desk.issue(ask())))]  # in flight
+            await asyncio.sleep(0.1)
+            stuck.append(asyncio.create_task(outcome(desk.issue(ask()))))  # queued behind it
+            await asyncio.sleep(0.2)
+            refusals = [await outcome(desk.issue(ask())) for _ in range(20)]
+            assert not any(task.done() for task in stuck)
+        for refusal in refusals:
+            assert isinstance(refusal, Refusal)
+            assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+            assert refusal.metadata["queue"] == "commit"
+            assert refusal.retry_after_ms
+        for answer in await asyncio.gather(*stuck):
+            assert not isinstance(answer, Refusal), answer
+            assert answer.HasField("granted")
+        await desk.grant(ask())
+        assert (await desk.stock()).issued_units == 4
+        await at_rest(settings)
+    await proven(settings)
+
+
+async def test_more_calls_of_one_connection_than_may_be_are_refused_unseen_and_can_be_repeated(
+    settings: Settings,
+) -> None:
+    tiny = dataclasses.replace(settings, calls_per_connection_max=16)
+    retrying = ("grpc.service_config", json.dumps(_RETRY_UNAVAILABLE))
+    async with bootstrap.running(tiny) as endpoints, opened(endpoints.grpc) as desk:
+        await desk.opens()
+        await desk.coupon()
+        asked = [ask() for _ in range(300)]
+        answers = await asyncio.gather(*(outcome(desk.issue(one)) for one in asked))
+        refused = [answer for answer in answers if isinstance(answer, Refusal)]
+        assert refused
+        assert {refusal.code for refusal in refused} == {"UNAVAILABLE"}
+        assert (await desk.stock()).issued_units == len(asked) - len(refused)
+
+        async with grpc.aio.insecure_channel(endpoints.grpc, options=(retrying,)) as channel:
+            again = await asyncio.gather(*(Desk(channel).issue(one) for one in asked))
+        assert all(answer.HasField("granted") for answer in again)
+        assert (await desk.stock()).issued_units == len(asked)
+        await at_rest(settings)
+    await proven(settings)
+
+
+def test_calls_that_nobody_looked_at_in_time_are_dropped(settings: Settings) -> None:
+    """The loop of the server stands still for longer than they may wait; that of the caller is another one."""
+    tiny = dataclasses.replace(settings, backlog_seconds_max=1)
+    with _elsewhere(tiny) as (target, loop), grpc.insecure_channel(target) as channel:
+        service = prize_pb2_grpc.PrizeServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as known:
+            service.IssuePrize(ask(), timeout=20)
+        assert known.value.code() is grpc.StatusCode.NOT_FOUND
+        loop.call_soon_threadsafe(time.sleep, 3)
+        calls = [service.IssuePrize.future(ask(), timeout=20) for _ in range(20)]
+        codes = Counter(call.exception().code().name for call in calls)
+        assert codes.keys() <= {"CANCELLED", "NOT_FOUND"}, codes
+        assert codes["CANCELLED"] >= 15, codes
+        with pytest.raises(grpc.RpcError) as after:
+            service.IssuePrize(ask(), timeout=20)
+        assert after.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@contextmanager
+def _elsewhere(settings: Settings) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
+    """A server in a thread with a loop of its own."""
+    ready: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        async with bootstrap.running(settings) as endpoints:
+            ready.set_result((endpoints.grpc, asyncio.get_running_loop(), stop))
+            await stop.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(asyncio.run, serve())
+        served.add_done_callback(lambda done: ready.done() or ready.set_exception(done.exception() or AssertionError()))
+        target, loop, stop = ready.result()
+        try:
+            yield target, loop
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            served.result()

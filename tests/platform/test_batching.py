@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from math import inf
 
 import pytest
 
@@ -37,6 +38,7 @@ def coalescer(
     items_max: int = 4,
     in_flight_max: int = 1,
     queue_items_max: int = 100,
+    queue_seconds_max: float = inf,
     enough_items: int = 1,
     gather_seconds: float = 0.002,
 ) -> Coalescer[int, int]:
@@ -45,6 +47,7 @@ def coalescer(
         items_max=items_max,
         in_flight_max=in_flight_max,
         queue_items_max=queue_items_max,
+        queue_seconds_max=queue_seconds_max,
         enough_items=enough_items,
         gather_seconds=gather_seconds,
         name="test",
@@ -161,6 +164,27 @@ async def test_a_full_queue_refuses_before_it_enqueues() -> None:
     fits = joined.submit([8])
     recorder.release.set()
     assert await together(running, queued, fits) == [[2, 4, 6, 8], [10, 12, 14], [16]]
+
+
+async def test_a_queue_that_does_not_move_refuses_until_it_moves_again() -> None:
+    recorder = Recorder()
+    joined = coalescer(recorder, items_max=2, queue_seconds_max=0.02)
+    recorder.release.clear()
+    running = joined.submit([1, 2])
+    await _ticks()
+    queued = joined.submit([3])
+    joined.check_room(1)
+    await asyncio.sleep(0.03)
+    with pytest.raises(QueueFull, match=r"items wait for \d+ ms, and 20 is the most") as refusal:
+        joined.check_room(1)
+    assert refusal.value.reason == "OVERLOADED"
+    assert refusal.value.retry_after_ms
+    with pytest.raises(QueueFull):
+        joined.submit([4])
+    assert joined.queued_items == 1
+    recorder.release.set()
+    assert await together(running, queued) == [[2, 4], [6]]
+    assert await joined.submit([4]) == [8]
 
 
 async def test_an_error_goes_to_every_waiter_of_its_batch_and_to_no_other() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from guerdon.errors import GuerdonError, from_rpc_error
+from guerdon.errors import RETRIED, GuerdonError, from_rpc_error
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Attempts on UNAVAILABLE and ABORTED, always with the same request id and within the deadline of the call.
+    """Attempts on UNAVAILABLE, ABORTED and CANCELLED, always with the same request id, within the deadline of the call.
 
     Before attempt n+1 a random time between 0 and min(max_delay, base_delay x 2^(n-1)) is waited (full jitter), on top
     of what the server asks for with RetryInfo.
@@ -77,7 +77,6 @@ class Terms:
         return self.clock() + self.timeout_seconds
 
 
-_RETRIED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED})
 _NO_TIME_LEFT: Final = 0.001
 """An attempt that has less than this could only end in DEADLINE_EXCEEDED."""
 
@@ -106,6 +105,6 @@ def unary(
 
 def delay_before_retry(terms: Terms, error: GuerdonError, attempt: int) -> float | None:
     """Seconds to wait after the failed attempt of this number, which counts from 1; None where it was the last."""
-    if error.code not in _RETRIED or attempt >= terms.retry.max_attempts:
+    if error.code not in RETRIED or attempt >= terms.retry.max_attempts:
         return None
     return (error.retry_after_seconds or 0.0) + terms.random() * terms.retry.backoff_seconds_max(attempt)

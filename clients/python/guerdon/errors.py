@@ -16,7 +16,9 @@ from google.rpc import (  # type: ignore[import-untyped, unused-ignore]
 from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
 
 _CODES: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
-_RETRYABLE: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED})
+RETRIED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED})
+"""Codes after which an attempt may be repeated at once. CANCELLED is the server's, which had no time to look at the
+call: a caller's own cancellation is no error."""
 # Codes with which the server says that it looked at the request and refused it. After any other code a mutation may
 # have been applied, by this attempt or by an earlier one of the same call.
 _DECIDED: Final = frozenset(
@@ -84,7 +86,7 @@ class GuerdonError(Exception):
     @property
     def retryable(self) -> bool:
         """Whether the same call with the same request id may succeed later without a change."""
-        return self.code in _RETRYABLE or self.code is grpc.StatusCode.RESOURCE_EXHAUSTED or self.outcome_unknown
+        return self.code in RETRIED or self.code is grpc.StatusCode.RESOURCE_EXHAUSTED or self.outcome_unknown
 
     def __str__(self) -> str:
         name = f"{self.code.name} / {self.reason}" if self.reason else self.code.name
@@ -131,7 +133,10 @@ class Aborted(GuerdonError):
 
 
 class Unavailable(GuerdonError):
-    """The server can't be reached or can't work now, after all attempts: repeat later with the same request id."""
+    """The server can't be reached or can't work now, after all attempts: repeat later with the same request id.
+
+    Also CANCELLED, with which a server drops a call that it had no time to look at.
+    """
 
 
 class ResourceExhausted(GuerdonError):
@@ -158,6 +163,7 @@ _CLASSES: Final[Mapping[grpc.StatusCode, type[GuerdonError]]] = {
     grpc.StatusCode.UNAUTHENTICATED: PermissionDenied,
     grpc.StatusCode.ABORTED: Aborted,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.CANCELLED: Unavailable,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
 }

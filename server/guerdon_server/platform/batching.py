@@ -3,7 +3,7 @@
 A batch starts when the event loop has been quiet for a few ticks, which take microseconds where nothing is to be done:
 idle traffic pays no delay. A call to Redis or PostgreSQL costs as much CPU as several requests, so a busy server must
 not make one for each: where the last batch had several items, less than enough waits for `gather_seconds`. Every queue
-has a named maximum.
+has a named maximum, of items and of the time that the first of them has waited.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from math import inf
+from typing import Generic, TypeAlias, TypeVar
 
 from guerdon_server.platform.errors import Code, ServiceError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-RETRY_AFTER_MS = 200
 QUIET_TICKS = 3
 TICKS_MAX = 32
 BUSY_ITEMS = 4
@@ -29,16 +29,18 @@ ENOUGH_ITEMS = 64
 
 
 RETRY_AFTER_MS = 100
+_Waiter: TypeAlias = tuple[Sequence[Item], asyncio.Future[Sequence[Result]], float]
+"""A chunk, what its caller awaits, and when it came."""
 
 
 class QueueFull(ServiceError):
     """RESOURCE_EXHAUSTED / OVERLOADED: the queue is at its maximum; nothing was enqueued."""
 
-    def __init__(self, name: str, queue_items_max: int) -> None:
+    def __init__(self, name: str, full: str) -> None:
         super().__init__(
             Code.RESOURCE_EXHAUSTED,
             "OVERLOADED",
-            f"{name}: {queue_items_max} items are waiting, the most that may; retry with the same request id",
+            f"{name}: {full}; retry with the same request id",
             metadata={"queue": name},
             retry_after_ms=RETRY_AFTER_MS,
         )
@@ -64,6 +66,9 @@ class Coalescer(Generic[Item, Result]):
     and beside another only one of at least `enough_items`: a small one costs a whole round trip too, so less waits for
     more, also for `gather_seconds` where the last batch had `BUSY_ITEMS`.
 
+    While the first chunk in the queue has waited for `queue_seconds_max`, no more are taken: whoever came now would
+    wait at least as long, for an answer that he may have given up by then.
+
     A caller's cancellation never cancels a batch. A chunk that was cancelled while still queued is not run at all
     (`on_unrun(items)` tells the owner); one that was in flight is run to its end, and `on_dropped(items, results)`
     tells what nobody waits for.
@@ -81,6 +86,7 @@ class Coalescer(Generic[Item, Result]):
         items_max: int,
         in_flight_max: int,
         queue_items_max: int,
+        queue_seconds_max: float = inf,
         name: str,
         enough_items: int = 1,
         gather_seconds: float = GATHER_SECONDS,
@@ -106,11 +112,12 @@ class Coalescer(Generic[Item, Result]):
         self._items_max = items_max
         self._in_flight_max = in_flight_max
         self._queue_items_max = queue_items_max
+        self._queue_seconds_max = queue_seconds_max
         self._enough_items = enough_items
         self._on_batch = on_batch
         self._on_dropped = on_dropped
         self._on_unrun = on_unrun
-        self._queue: deque[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]] = deque()
+        self._queue: deque[_Waiter[Item, Result]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering = False
@@ -129,19 +136,31 @@ class Coalescer(Generic[Item, Result]):
         """
         count = len(items)
         assert 0 < count <= self._items_max, f"{self.name}: a chunk of {count} items, 1..{self._items_max} are possible"
-        if self._closed:
-            raise CoalescerClosed(self.name)
-        if self.queued_items + count > self._queue_items_max:
-            raise QueueFull(self.name, self._queue_items_max)
+        now = self.check_room(count)
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Sequence[Result]] = loop.create_future()
-        self._queue.append((items, future))
+        self._queue.append((items, future, now))
         self.queued_items += count
         if not self._gathering and self._may_start():
             self._gather_from_now()
         return future
+
+    def check_room(self, count: int) -> float:
+        """Whether a chunk of so many would be taken: what `submit` checks, for callers who ask before other work.
+
+        Returns the time, as of `time.monotonic`. Raises `QueueFull` and `CoalescerClosed`.
+        """
+        if self._closed:
+            raise CoalescerClosed(self.name)
+        if self.queued_items + count > self._queue_items_max:
+            raise QueueFull(self.name, f"{self._queue_items_max} items are waiting, the most that may")
+        now = time.monotonic()
+        if self._queue and (waited := now - self._queue[0][2]) > self._queue_seconds_max:
+            most_ms = self._queue_seconds_max * 1000
+            raise QueueFull(self.name, f"items wait for {waited * 1000:.0f} ms, and {most_ms:.0f} is the most")
+        return now
 
     async def aclose(self) -> None:
         """Refuse new work, finish what is queued and in flight, then return. Idempotent."""
@@ -206,10 +225,10 @@ class Coalescer(Generic[Item, Result]):
             return True
         return self.in_flight < self._in_flight_max and self.queued_items >= self._enough_items
 
-    def _take(self) -> tuple[list[Item], list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]]]:
+    def _take(self) -> tuple[list[Item], list[_Waiter[Item, Result]]]:
         """The next batch: whole chunks, oldest first, without those that were cancelled while they waited."""
         items: list[Item] = []
-        waiters: list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]] = []
+        waiters: list[_Waiter[Item, Result]] = []
         queue = self._queue
         while queue and len(items) + len(queue[0][0]) <= self._items_max:
             waiter = queue.popleft()
@@ -221,16 +240,14 @@ class Coalescer(Generic[Item, Result]):
                 self._on_unrun(waiter[0])
         return items, waiters
 
-    async def _run_batch(
-        self, items: list[Item], waiters: list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]]
-    ) -> None:
+    async def _run_batch(self, items: list[Item], waiters: list[_Waiter[Item, Result]]) -> None:
         count = len(items)
         started = time.perf_counter()
         try:
             results = await self._run(items)
             assert len(results) == count, f"{self.name}: {len(results)} results for {count} items"
         except BaseException as error:
-            for _, future in waiters:
+            for _, future, _ in waiters:
                 if not future.done():
                     future.set_exception(_as_exception(error, self.name))
             if not isinstance(error, Exception):
@@ -249,11 +266,9 @@ class Coalescer(Generic[Item, Result]):
             else:
                 self._start()
 
-    def _hand_out(
-        self, results: Sequence[Result], waiters: list[tuple[Sequence[Item], asyncio.Future[Sequence[Result]]]]
-    ) -> None:
+    def _hand_out(self, results: Sequence[Result], waiters: list[_Waiter[Item, Result]]) -> None:
         at = 0
-        for items, future in waiters:
+        for items, future, _ in waiters:
             until = at + len(items)
             if not future.done():
                 future.set_result(results[at:until])

@@ -92,6 +92,8 @@ class Server:
         in_flight_max: int,
         message_bytes_max: int,
         connection_age_seconds_max: int,
+        calls_per_connection_max: int,
+        backlog_seconds_max: int,
     ) -> None:
         self.limit = CallLimit(in_flight_max)
         self.port = 0
@@ -101,6 +103,10 @@ class Server:
                 ("grpc.max_send_message_length", 64 << 20),
                 ("grpc.max_connection_age_ms", connection_age_seconds_max * 1000),
                 ("grpc.max_connection_age_grace_ms", 30_000),
+                # What overloads us must not reach Python, where refusing a call costs most of what granting one does.
+                ("grpc.max_concurrent_streams", calls_per_connection_max),
+                ("grpc.http.overload_protection", 1),
+                ("grpc.server_max_unrequested_time_in_server", backlog_seconds_max),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

@@ -47,6 +47,7 @@ class Committer:
         items_max: int,
         in_flight_max: int,
         queue_items_max: int,
+        queue_seconds_max: float = 0.25,
         on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         self._ledger = ledger
@@ -56,6 +57,7 @@ class Committer:
             items_max=items_max,
             in_flight_max=in_flight_max,
             queue_items_max=queue_items_max,
+            queue_seconds_max=queue_seconds_max,
             name="commit",
             enough_items=ENOUGH_ITEMS,
             on_batch=on_batch,
@@ -65,6 +67,10 @@ class Committer:
         self.poison_total = 0
         self._unresolved: deque[Sequence[CommitItem]] = deque()
         self._resolving: asyncio.Task[None] | None = None
+
+    def check_room(self, count: int) -> None:
+        """Before so many items are admitted, which would be in vain. Raises QueueFull."""
+        self.batches.check_room(count)
 
     def submit(self, items: Sequence[CommitItem]) -> asyncio.Future[Sequence[Committed]]:
         """Outcomes in the order of the items, after they are durable. Raises QueueFull (all given back)."""

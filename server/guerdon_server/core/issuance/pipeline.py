@@ -37,7 +37,7 @@ from guerdon_server.core.ledger.model import (
 )
 from guerdon_server.core.ledger.ports import OutcomeUnknown
 from guerdon_server.core.stock.model import NO_LIMIT, AdmitCode, AdmitItem, Admitted, Answer, SettleCode, Settlement
-from guerdon_server.platform.batching import ENOUGH_ITEMS, Coalescer
+from guerdon_server.platform.batching import ENOUGH_ITEMS, Coalescer, QueueFull
 from guerdon_server.platform.errors import Code, ServiceError, failed_precondition, not_found
 
 if TYPE_CHECKING:
@@ -160,10 +160,12 @@ class Issuer:
     async def issue(self, call: IssueCall) -> list[Outcome]:
         """An outcome for each item, in order, after the grants are durable.
 
-        Raises ServiceError where no item can be judged: NOT_FOUND / PROMOTION_NOT_FOUND, ENTRANCE_NOT_FOUND,
-        FAILED_PRECONDITION / ENTRANCE_NOT_BOUND (unless all had been granted before). An error in the list leaves its
-        own item's outcome open only if it says so (UNAVAILABLE / OUTCOME_UNKNOWN).
+        Raises ServiceError where no item can be judged: RESOURCE_EXHAUSTED / OVERLOADED, NOT_FOUND /
+        PROMOTION_NOT_FOUND, ENTRANCE_NOT_FOUND, FAILED_PRECONDITION / ENTRANCE_NOT_BOUND (unless all had been granted
+        before). An error in the list leaves its own item's outcome open only if it says so (UNAVAILABLE /
+        OUTCOME_UNKNOWN).
         """
+        self._committer.check_room(len(call.items))
         slots = [_Slot(item) for item in call.items]
         todo, attempts = slots, 0
         twin_wait = _TwinWait(self._settings.twin_wait_seconds_max)
@@ -292,7 +294,8 @@ class Issuer:
     ) -> tuple[list[_Slot], list[_Slot], list[_Slot]]:
         """Ask the gate: who may go on to the commit, who waits for a twin in flight, who must be decided anew.
 
-        Adds to `refused`. `fresh`: the terms are not older than the call.
+        Adds to `refused`. `fresh`: the terms are not older than the call. Raises QueueFull if no item of the call has
+        an outcome yet: an error for each of a thousand would cost more than what it spares.
         """
         for slot in slots:
             slot.admission, slot.gate_refused = self._ids.next(), False
@@ -301,6 +304,8 @@ class Issuer:
             if not fresh and await self._outdated(terms, slots, answers):
                 return [], [], slots
         except ServiceError as error:
+            if isinstance(error, QueueFull) and len(slots) + len(refused) == len(call.items):
+                raise
             _settle_for(slots, error)
             return [], [], []
         all_or_nothing = call.all_or_nothing

@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class GateSettings:
     """Every bound of the gate. Per group: items_max a script call, in_flight_max calls at once (the second one with
-    enough_items only), queue_items_max.
+    enough_items only), queue_items_max and queue_seconds_max.
 
     attempts_max: how often a batch is tried when the group turns out to be closed. adopt_seconds_max: how long a
     rebuild by another worker is waited for before this one takes over; adopt_poll_seconds: how often to look.
@@ -51,6 +51,7 @@ class GateSettings:
     in_flight_max: int = 2
     enough_items: int = ENOUGH_ITEMS
     queue_items_max: int = 20_000
+    queue_seconds_max: float = 0.25
     attempts_max: int = 4
     adopt_seconds_max: float = 1.0
     adopt_poll_seconds: float = 0.02
@@ -382,6 +383,7 @@ class Gate:
             items_max=self._settings.items_max,
             in_flight_max=self._settings.in_flight_max,
             queue_items_max=self._settings.queue_items_max,
+            queue_seconds_max=self._settings.queue_seconds_max,
             name="gate",
             enough_items=self._settings.enough_items,
             on_batch=self._on_batch,
