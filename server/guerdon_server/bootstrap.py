@@ -30,6 +30,7 @@ from guerdon_server.core.issuance.postgres.terms import PostgresTerms
 from guerdon_server.core.issuance.sweeper import Sweeper, keep_sweeping
 from guerdon_server.core.ledger.invariants import Check
 from guerdon_server.core.ledger.model import AccountId, PromotionSid
+from guerdon_server.core.ledger.ports import OutcomeUnknown
 from guerdon_server.core.ledger.postgres import invariants as postgres_invariants
 from guerdon_server.core.ledger.postgres.ledger import PostgresLedger
 from guerdon_server.core.ledger.postgres.statement import PostgresStatement
@@ -112,34 +113,9 @@ async def running(settings: Settings, *, failpoints: Failpoints | None = None) -
     """
     failpoints = _failpoints(settings, failpoints)
     async with AsyncExitStack() as stack:
-        try:
-            reads = await _pool(
-                stack,
-                settings,
-                size_max=settings.postgres_connections_max,
-                name="guerdon",
-                answer_seconds_max=settings.read_seconds_max,
-                failpoints=failpoints,
-            )
-        except Exception as error:
-            if not isinstance(error, OSError) and not postgres.is_refused(error):
-                raise
-            # Without the error itself: it may quote the DSN.
-            raise StartRefused(_unreachable(settings.postgres_dsn, error)) from None
-        await _check_database(reads, settings)
-        # One connection for each commit in flight, and as many for fences, which must not wait behind them.
-        commit_connections = 2 * settings.commit_batches_in_flight_max
-        commits = await _pool(
-            stack,
-            settings,
-            size_max=commit_connections,
-            name="guerdon-commit",
-            # Before the connection would be cut, which leaves a backend behind that waits on, and an unknown outcome.
-            lock_timeout_seconds=0.8 * settings.commit_seconds_max,
-            failpoints=failpoints,
-        )
+        reads, commits = await _pools(stack, settings, failpoints)
         workers = Workers(reads, lease_seconds=settings.lease_seconds)
-        incarnation = await workers.register()
+        incarnation = await _registered(workers)
         stack.push_async_callback(_stop_worker, workers, incarnation)
 
         registry = telemetry.new_registry(
@@ -199,6 +175,45 @@ async def running(settings: Settings, *, failpoints: Failpoints | None = None) -
         await server.start(settings.grpc_host, settings.grpc_port)
         stack.push_async_callback(server.stop, settings.drain_seconds_max)
         yield Endpoints(f"{settings.grpc_host}:{server.port}", f"{settings.metrics_host}:{metrics_server.port}")
+
+
+async def _pools(
+    stack: AsyncExitStack, settings: Settings, failpoints: Failpoints | None
+) -> tuple[postgres.Pool, postgres.Pool]:
+    """Connections for reads and changes of the catalogue, and those for commits and fences. Raises StartRefused."""
+    try:
+        reads = await _pool(
+            stack,
+            settings,
+            size_max=settings.postgres_connections_max,
+            name="guerdon",
+            answer_seconds_max=settings.read_seconds_max,
+            failpoints=failpoints,
+        )
+    except Exception as error:
+        if not isinstance(error, OSError) and not postgres.is_refused(error):
+            raise
+        # Without the error itself: it may quote the DSN.
+        raise StartRefused(_unreachable(settings.postgres_dsn, error)) from None
+    await _check_database(reads, settings)
+    commits = await _pool(
+        stack,
+        settings,
+        # One connection for each commit in flight, and as many for fences, which must not wait behind them.
+        size_max=2 * settings.commit_batches_in_flight_max,
+        name="guerdon-commit",
+        # Before the connection would be cut, which leaves a backend behind that waits on, and an unknown outcome.
+        lock_timeout_seconds=0.8 * settings.commit_seconds_max,
+        failpoints=failpoints,
+    )
+    return reads, commits
+
+
+async def _registered(workers: Workers) -> int:
+    try:
+        return await workers.register()
+    except OutcomeUnknown as error:
+        raise StartRefused(f"This server could not be registered: {error.message}. Start it again.") from error
 
 
 def _failpoints(settings: Settings, given: Failpoints | None) -> Failpoints | None:

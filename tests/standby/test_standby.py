@@ -12,9 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from tests.cluster.cluster import Cluster
+from tests.cluster.waiting import NotInForce
 from tests.issuing.desk import Desk, Refusal, ask, eventually, fresh, opened, outcome
 from tests.issuing.proof import at_rest, proven
 
@@ -137,6 +139,26 @@ async def test_a_pause_that_no_standby_has_is_not_acknowledged(cluster: Cluster,
     answers = await _lost(cluster, lambda: desk.goes("PAUSED", promotion_id))
 
     assert not _acknowledged(answers)
+    await _eventually_granted(desk, ask(promotion_id=promotion_id, prize_id=f"{promotion_id}-coupon"), replayed=False)
+
+
+async def test_a_server_that_no_standby_knows_does_not_serve(cluster: Cluster, desk: Desk) -> None:
+    """Its number would be another server's, too, after the fail-over, and so would its admissions."""
+    promotion_id = await _opens(desk)
+    slot = cluster.servers[0]
+    await slot.kill()
+    await cluster.postgres.lose_standby()
+    starting = asyncio.create_task(slot.start())
+
+    async def refused() -> bool:
+        await cluster.postgres.cut_waiting_commits()
+        return starting.done()
+
+    await eventually(refused)
+    with pytest.raises(NotInForce, match=r"could not be registered: the standby did not confirm .* Start it again"):
+        starting.result()
+    await cluster.postgres.return_standby()
+    await slot.start()
     await _eventually_granted(desk, ask(promotion_id=promotion_id, prize_id=f"{promotion_id}-coupon"), replayed=False)
 
 

@@ -122,7 +122,7 @@ async def _keep_session(_: Connection) -> None:
 def is_unavailable(error: BaseException) -> bool:
     """Whether it says that the server could not be asked, or ended the session: nothing about the question."""
     if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "")[:2] in ("08", "53", "57", "25")
+        return (error.sqlstate or "")[:2] in ("08", "25", "53", "57", "58")
     return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+from guerdon_server.core.ledger.postgres.confirmation import confirmed
 from guerdon_server.platform.postgres import Pool
 
 
@@ -16,13 +17,19 @@ class Workers:
         self._lease_seconds = lease_seconds
 
     async def register(self) -> int:
-        """A new incarnation for this process."""
-        incarnation: int = await self._pool.fetchval(
-            "INSERT INTO guerdon.worker (host, pid, started_at, seen_at)"
-            " VALUES ($1, $2, clock_timestamp(), clock_timestamp()) RETURNING incarnation",
-            socket.gethostname(),
-            os.getpid(),
-        )
+        """A new incarnation for this process. Raises OutcomeUnknown if the standby does not have it.
+
+        One that a promoted standby had never heard of would be given to another process, too, and the admissions of
+        both would be taken for those of one.
+        """
+        async with self._pool.acquire() as session:
+            with confirmed(session):
+                incarnation: int = await session.fetchval(
+                    "INSERT INTO guerdon.worker (host, pid, started_at, seen_at)"
+                    " VALUES ($1, $2, clock_timestamp(), clock_timestamp()) RETURNING incarnation",
+                    socket.gethostname(),
+                    os.getpid(),
+                )
         return incarnation
 
     async def beat(self, incarnation: int) -> None:
