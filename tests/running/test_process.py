@@ -8,6 +8,7 @@ import signal
 import urllib.request
 from typing import Any
 
+import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -128,6 +129,27 @@ async def test_two_servers_and_one_is_killed_again_and_again(settings: Settings)
         assert (await desk.stock()).issued_units == granted
         await at_rest(settings)
     await proven(settings)
+
+
+async def test_calls_that_grpc_itself_aborts_lock_nobody_out(settings: Settings) -> None:
+    """They leave cycles behind, and a server that has nothing to do allocates nothing that would call the collector."""
+    async with (
+        serving(settings, GUERDON_CALLS_PER_CONNECTION_MAX="16") as process,
+        grpc.aio.insecure_channel(process.grpc) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        for _ in range(40):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await health.Check(health_pb2.HealthCheckRequest(service="guerdon.v1.NoService"), timeout=5)
+
+        async def serves() -> bool:
+            try:
+                answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            except grpc.aio.AioRpcError:
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        await eventually(serves)
 
 
 async def test_it_does_not_start_on_a_database_that_was_not_migrated(settings: Settings, empty_database: str) -> None:

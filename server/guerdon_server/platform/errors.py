@@ -67,3 +67,14 @@ def not_found(reason: str, message: str, **metadata: str) -> ServiceError:
 def failed_precondition(reason: str, message: str, **metadata: str) -> ServiceError:
     """FAILED_PRECONDITION: the state must change before this call can succeed."""
     return ServiceError(Code.FAILED_PRECONDITION, reason, message, metadata=metadata)
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Cut an error, and what it came from, off from the frames that it went through.
+
+    For errors that are kept or answered: a frame that holds its error is held by it, and with it the call, until the
+    garbage collector comes.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from guerdon.v1 import account_pb2, entrance_pb2, prize_pb2, promotion_pb2
-from guerdon_server.platform.errors import Code, ServiceError, Violation
+from guerdon_server.platform.errors import Code, ServiceError, Violation, forget_frames
 from guerdon_server.platform.telemetry import MethodMetrics, RpcMetrics
 from guerdon_server.rpc.errors import STATUS_CODES, internal, to_status, unavailable
 from guerdon_server.rpc.validation import check_id, is_id, refuse
@@ -27,6 +27,7 @@ PRINCIPAL_KEY: Final = "guerdon-principal"
 ANONYMOUS: Final = "anonymous"
 _DEADLINE_SECONDS_MIN: Final = 0.001
 _RETRY_AFTER_MS: Final = 200
+_NOTHING: Final = Message()
 _SERVICES: Final = {
     descriptor.services_by_name[name].full_name: descriptor.services_by_name[name]
     for descriptor, name in (
@@ -197,29 +198,33 @@ def _guarded(
             refusal = request
         if refusal is not None:
             metrics.observe(refusal.code.name, time.perf_counter() - started)
-            await _abort(context, refusal)
+            return _ended(context, refusal)
         limit.in_flight += 1
         code = "CANCELLED"
         try:
             response = await implementation(request, _principal(context))
             code = "OK"
             return response
-        except ServiceError as error:
-            code = error.code.name
-            failure = error
         except Exception as error:
-            failure = unavailable(error) or internal()
+            failure = _failure_of(error, rpc, request)
             code = failure.code.name
-            if failure.code is Code.INTERNAL:
-                request_id = getattr(request, "request_id", "")
-                _log.exception("a call failed", extra={"rpc": rpc, "request_id": request_id})
+            forget_frames(error)
+            return _ended(context, failure)
         finally:
             limit.ended()
             metrics.observe(code, time.perf_counter() - started)
-        await _abort(context, failure)
-        raise AssertionError("abort does not return")
 
     return handle
+
+
+def _failure_of(error: Exception, rpc: str, request: Message | ServiceError) -> ServiceError:
+    if isinstance(error, ServiceError):
+        return error
+    failure = unavailable(error)
+    if failure is None:
+        _log.exception("a call failed", extra={"rpc": rpc, "request_id": getattr(request, "request_id", "")})
+        return internal()
+    return failure
 
 
 def _hopeless(context: Context) -> ServiceError | None:
@@ -243,10 +248,11 @@ def _principal(context: Context) -> str:
     return ANONYMOUS
 
 
-async def _abort(context: Context, error: ServiceError) -> None:
+def _ended(context: Context, error: ServiceError) -> Message:
+    """End the call with this error. Not by `abort`: its exception and the call hold each other until the garbage
+    collector comes, and until then gRPC counts the call among those of its connection (calls_per_connection_max)."""
     status = to_status(error)
-    await context.abort(
-        STATUS_CODES[error.code.value],
-        status.message,
-        (("grpc-status-details-bin", status.SerializeToString()),),
-    )
+    context.set_code(STATUS_CODES[error.code.value])
+    context.set_details(status.message)
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    return _NOTHING  # gRPC sends no message with an error

@@ -38,7 +38,7 @@ from guerdon_server.core.ledger.model import (
 from guerdon_server.core.ledger.ports import OutcomeUnknown
 from guerdon_server.core.stock.model import NO_LIMIT, AdmitCode, AdmitItem, Admitted, Answer, SettleCode, Settlement
 from guerdon_server.platform.batching import ENOUGH_ITEMS, Coalescer, QueueFull
-from guerdon_server.platform.errors import Code, ServiceError, failed_precondition, not_found
+from guerdon_server.platform.errors import Code, ServiceError, failed_precondition, forget_frames, not_found
 
 if TYPE_CHECKING:
     from guerdon_server.core.issuance.catalogue import Catalogue
@@ -522,6 +522,8 @@ class Issuer:
             self.outcomes[outcome.reason.name.lower()] += 1
         else:
             self.outcomes["pending" if isinstance(outcome, Pending) else "error"] += 1
+            if isinstance(outcome, ServiceError):
+                forget_frames(outcome)
         return outcome
 
 
