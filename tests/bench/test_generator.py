@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -72,3 +73,19 @@ def test_ids_are_unique_and_the_same_under_the_same_name() -> None:
     assert not set(first) & {template.fill(other) for _ in range(100)}
     one.counter = 0
     assert [template.fill(one) for _ in range(100)] == first
+
+
+def test_refused_calls_are_told_apart_and_other_errors_end_the_bench() -> None:
+    told = {
+        "requests": 7,
+        "seconds": 1.0,
+        "latency_ms": {"p50": 1.0, "p99": 2.0},
+        "grpc_status": {"0": 5, "8": 2},
+        "ok_by_first_field": {"1": 5},
+        "generator_cpu_us_per_request": 3.0,
+    }
+    shot = generator.shot_of(json.dumps(told), "/x")
+    assert (shot.calls, shot.refused, shot.fields) == (5, 2, {1: 5})
+    for statuses in ({"0": 6, "13": 1}, {"8": 7}, {}):
+        with pytest.raises(BenchError, match="gRPC status"):
+            generator.shot_of(json.dumps({**told, "grpc_status": statuses}), "/x")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner
 
+from guerdon_server.bench.open_loop import SHARES, Offered, OpenRow, unknown
 from guerdon_server.bench.result import SERVER, Figure, Memory, MemorySample, Result, Row, Window
 from guerdon_server.bench.run import Options, run
 from guerdon_server.bench.workloads import WORKLOADS, Target
@@ -21,6 +23,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.windows: list[tuple[str, int]] = []
+        self.shares: list[tuple[str, float]] = []
 
     def step(self, text: str) -> None:
         assert text
@@ -28,6 +31,10 @@ class Notes:
     def window(self, title: str, number: int, window: Window) -> None:
         assert window.calls > 0
         self.windows.append((title, number))
+
+    def offered(self, title: str, number: int, offered: Offered) -> None:
+        assert number > 0
+        self.shares.append((title, offered.share))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -72,6 +79,51 @@ async def test_every_process_has_its_cpu(ran: tuple[Result, Notes]) -> None:
     # What needs no database costs it less than what is written there.
     sold_out, coupon = (row(result, name).windows[0] for name in ("sold_out", "issue"))
     assert sold_out.cpu_us_per_call["postgres"] < coupon.cpu_us_per_call["postgres"]
+
+
+async def test_schedules_are_kept_below_the_capacity_and_refused_above(ran: tuple[Result, Notes]) -> None:
+    result, notes = ran
+    if result.about["options"]["generator"] != "grpcblast":
+        assert not result.open_rows
+        pytest.skip("no generator that keeps a schedule: no C compiler, or no libnghttp2-dev")
+    expected = [(workload.name, share) for workload in WORKLOADS if workload.open_loop for share in SHARES]
+    assert notes.shares == expected
+    assert [(row.name, row.share) for row in result.open_rows] == expected
+    for row in result.open_rows:
+        (offered,) = row.rounds
+        assert offered.granted >= offered.ok > 0
+        assert offered.p50_ms <= offered.p99_ms <= offered.most_ms + 1
+        assert json.dumps(row.to_json())
+
+
+def offered(ok: int, *, share: float = 3.0, capacity: float = 100.0, p99_ms: float = 5.0) -> Offered:
+    rate = share * capacity
+    return Offered(share, capacity, rate, 2.0, ok, 0, {"UNAVAILABLE": round(2 * rate) - ok}, ok, 1.0, p99_ms, p99_ms)
+
+
+def test_goodput_is_measured_by_what_can_be_done() -> None:
+    target = Target(p99_ms_max=15, goodput_share_min=0.9)
+    above = OpenRow("x", "x", 3.0, [offered(100), offered(190), offered(200)], target)
+    assert above.kept == Figure(0.95, 0.5, 1.0)
+    assert [(verdict.measured, verdict.ok) for verdict in above.verdicts] == [(0.95, True)]
+    collapsed = OpenRow("x", "x", 3.0, [offered(10)], target)
+    assert [verdict.ok for verdict in collapsed.verdicts] == [False]
+    assert collapsed.refused_share() == pytest.approx(590 / 600)
+    below = OpenRow("x", "x", 0.6, [offered(120, share=0.6, p99_ms=20)], target)
+    assert below.kept.median == 1.0
+    assert [(verdict.measured, verdict.ok) for verdict in below.verdicts] == [(20, False)]
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ({"grpc_status": {"0": 5, "1": 1, "4": 1, "8": 2}, "broken": 0, "unanswered": 0}, {}),
+        ({"grpc_status": {"0": 5, "13": 1}, "broken": 2, "unanswered": 3},
+         {"status 13": 1, "broken": 2, "unanswered": 3}),
+    ],
+)  # fmt: skip
+def test_only_refusals_are_expected_of_an_overload(told: dict[str, Any], found: dict[str, int]) -> None:
+    assert unknown(told) == found
 
 
 async def test_the_result_says_on_what_it_was_measured(ran: tuple[Result, Notes]) -> None:

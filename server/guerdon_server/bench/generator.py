@@ -24,16 +24,20 @@ from guerdon_server.bench.errors import BenchError
 SOURCE: Final = Path(guerdon_server.__file__).parents[2] / "loadtest" / "grpcblast.c"
 """Of a checkout; an installed package has none."""
 _BUILD_SECONDS_MAX: Final = 60.0
+_OK: Final = "0"
+_RESOURCE_EXHAUSTED: Final = "8"
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """What a generator saw: answered calls, the seconds that took, latencies in ms, its own CPU per call in µs.
+    """What a generator saw: calls answered with OK, the seconds that took, latencies in ms, its own CPU per call in µs.
 
-    `fields`: OK answers by the number of their first field.
+    `fields`: OK answers by the number of their first field. `refused`: calls that were answered RESOURCE_EXHAUSTED,
+    which a closed loop is only where something else keeps the machine busy.
     """
 
     calls: int
+    refused: int
     seconds: float
     p50_ms: float
     p99_ms: float
@@ -62,7 +66,7 @@ class Generator:
         identity: str | None = None,
         repeats: int = 0,
     ) -> Shot:
-        """Send for so many seconds, or so many calls. Raises BenchError unless every call was answered with OK.
+        """Send for so many seconds, or so many calls. Raises BenchError unless each was answered with OK or refused.
 
         `identity`: two shots of the same name make the same ids; `repeats`: after so many calls they come again.
         """
@@ -74,7 +78,35 @@ class Generator:
             flags += ["-i", identity]
         if repeats:
             flags += ["-w", str(repeats)]
-        return _shot(await _output([*self.command, *flags]), method)
+        return shot_of(await _output([*self.command, *flags]), method)
+
+    @property
+    def keeps_schedules(self) -> bool:
+        """Whether it can `offer`."""
+        return self.name == "grpcblast"
+
+    async def offer(
+        self,
+        target: str,
+        method: str,
+        messages: Sequence[Path],
+        *,
+        rate: float,
+        seconds: float,
+        connections: int,
+        streams: int,
+        deadline_seconds: float | None = None,
+    ) -> dict[str, Any]:
+        """Send so many calls a second, whatever becomes of them: what grpcblast prints. Raises BenchError."""
+        assert self.keeps_schedules, self.name
+        flags = ["-t", target, "-p", method, "-c", str(connections), "-s", str(streams), "-d", str(seconds)]
+        flags += ["-r", f"{rate:.1f}"]
+        for message in messages:
+            flags += ["-f", str(message)]
+        if deadline_seconds is not None:
+            flags += ["-T", str(deadline_seconds)]
+        told: dict[str, Any] = json.loads(await _output([*self.command, *flags]))
+        return told
 
 
 def choose(wanted: str, folder: Path) -> Generator:
@@ -136,13 +168,16 @@ async def _output(command: Sequence[str]) -> str:
     return output.decode()
 
 
-def _shot(output: str, method: str) -> Shot:
+def shot_of(output: str, method: str) -> Shot:
+    """From what a generator prints. Raises BenchError if a call ended otherwise than OK or refused, or none did."""
     result: dict[str, Any] = json.loads(output)
-    failed = {status: count for status, count in result["grpc_status"].items() if status != "0"}
-    if failed:
-        raise BenchError(f"{method}: calls ended with gRPC status {failed}, of {result['requests']} in all")
+    statuses = result["grpc_status"]
+    failed = {status: count for status, count in statuses.items() if status not in (_OK, _RESOURCE_EXHAUSTED)}
+    if failed or not statuses.get(_OK):
+        raise BenchError(f"{method}: calls ended with gRPC status {failed or statuses}, of {result['requests']} in all")
     return Shot(
-        calls=result["requests"],
+        calls=statuses[_OK],
+        refused=statuses.get(_RESOURCE_EXHAUSTED, 0),
         seconds=result["seconds"],
         p50_ms=result["latency_ms"]["p50"],
         p99_ms=result["latency_ms"]["p99"],

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from guerdon_server.bench.open_loop import Offered
 from guerdon_server.bench.result import GENERATOR, POSTGRES, SERVER, VALKEY, Figure, Result, Verdict, Window
 
 
@@ -26,6 +27,12 @@ class Screen:
             f" server {window.cpu_us_per_call[SERVER]:,.0f} µs a call …"
         )
 
+    def offered(self, title: str, number: int, offered: Offered) -> None:
+        self._tell(
+            f"round {number}: {title} at {offered.share:g} x capacity: {offered.goodput:,.0f} of {offered.rate:,.0f}"
+            f" calls/s, p99 {offered.p99_ms:,.0f} ms …"
+        )
+
     def end(self) -> None:
         if self._status is not None:
             self._status.stop()
@@ -40,6 +47,8 @@ class Screen:
             self._surroundings(result)
             self.console.print(_throughput(result))
             self.console.print(_costs(result))
+        if result.open_rows:
+            self.console.print(_open_loop(result))
         for title, verdict in result.verdicts:
             self._verdict(title, verdict)
         if result.invariants:
@@ -76,6 +85,14 @@ class Screen:
         if elsewhere > 0.1:
             self.console.print(
                 f"Others kept up to {elsewhere:.1f} cores busy meanwhile: throughput is less than it could be.",
+                style="yellow",
+            )
+
+        refused = sum(window.refused for row in result.rows for window in row.windows)
+        if refused:
+            self.console.print(
+                f"{refused:,} calls were refused as OVERLOADED although few were in flight: the machine was too busy to"
+                " measure anything on it.",
                 style="yellow",
             )
 
@@ -118,6 +135,20 @@ def _costs(result: Result) -> Table:
             f"{ratio.median / row.items_per_call:.2f}",
             f"{ratio.least / row.items_per_call:.2f}-{ratio.most / row.items_per_call:.2f}",
             *(f"{row.cpu_us_per_item(process).median:.1f}" for process in (POSTGRES, VALKEY, GENERATOR)),
+        )
+    return table
+
+
+def _open_loop(result: Result) -> Table:
+    table = _table("on a schedule", "× capacity", "kept", "least-most", "p50 ms", "p99 ms", "most ms", "refused")
+    for row in result.open_rows:
+        table.add_row(
+            row.title,
+            f"{row.share:g}",
+            f"{row.kept.median:.2f}",
+            f"{row.kept.least:.2f}-{row.kept.most:.2f}",
+            *(f"{row.p_ms(which):.1f}" for which in ("p50_ms", "p99_ms", "most_ms")),
+            f"{row.refused_share():.0%}",
         )
     return table
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from guerdon_server.bench.workloads import Target
 from guerdon_server.core.ledger.invariants import Check
+
+if TYPE_CHECKING:
+    from guerdon_server.bench.open_loop import OpenRow
 
 SERVER: Final = "server"
 POSTGRES: Final = "postgres"
@@ -24,8 +27,9 @@ _FLAT_GRANTS_MIN: Final = 200_000
 class Window:
     """One round of one workload.
 
-    `granted`: new grants that the ledger has after it. `cpu_us_per_call` by process; for the echo `server` is the echo.
-    `elsewhere_cores`: cores that processes kept busy that are none of ours.
+    `calls` were answered with OK. `granted`: new grants that the ledger has after it. `cpu_us_per_call` by process; for
+    the echo `server` is the echo. `elsewhere_cores`: cores that processes kept busy that are none of ours. `refused`:
+    calls that were refused as OVERLOADED: not counted, but their CPU is.
     """
 
     calls: int
@@ -35,6 +39,7 @@ class Window:
     p99_ms: float
     cpu_us_per_call: Mapping[str, float]
     elsewhere_cores: float
+    refused: int = 0
 
     @property
     def calls_per_second(self) -> float:
@@ -180,6 +185,7 @@ class Result:
     about: dict[str, Any] = field(default_factory=dict)
     echo_windows: list[Window] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    open_rows: list[OpenRow] = field(default_factory=list)
     memory: Memory | None = None
     invariants: list[Check] = field(default_factory=list)
     error: str = ""
@@ -187,6 +193,7 @@ class Result:
     @property
     def verdicts(self) -> Sequence[tuple[str, Verdict]]:
         found = [(row.title, verdict) for row in self.rows for verdict in row.verdicts]
+        found += [(row.title, verdict) for row in self.open_rows for verdict in row.verdicts]
         return [*found, *(("memory", verdict) for verdict in (self.memory.verdicts if self.memory else ()))]
 
     @property
@@ -212,6 +219,7 @@ class Result:
             if self.echo_windows
             else None,
             "workloads": [row.to_json() for row in self.rows],
+            "open_loop": [row.to_json() for row in self.open_rows],
             "memory": None
             if self.memory is None
             else {

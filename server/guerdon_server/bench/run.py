@@ -25,6 +25,16 @@ from guerdon_server.bench.blast import Ids, Template
 from guerdon_server.bench.child import Child
 from guerdon_server.bench.errors import BenchError
 from guerdon_server.bench.generator import Generator, Shot
+from guerdon_server.bench.open_loop import (
+    ABOVE,
+    CONNECTIONS,
+    DEADLINE_SECONDS,
+    SHARES,
+    STREAMS_MAX,
+    Offered,
+    OpenRow,
+    unknown,
+)
 from guerdon_server.bench.promotion import create_promotion
 from guerdon_server.bench.result import (
     GENERATOR,
@@ -68,6 +78,9 @@ class Listener(Protocol):
 
     def step(self, text: str) -> None:
         """Something begins."""
+
+    def offered(self, title: str, number: int, offered: Offered) -> None:
+        """A round of a workload on a schedule is done."""
 
     def window(self, title: str, number: int, window: Window) -> None:
         """A round of a workload is done; number 0 is its warm-up, which does not count."""
@@ -160,6 +173,7 @@ class _Load:
     files: Sequence[Path]
     response_bytes: int
     windows: list[Window] = field(default_factory=list)
+    offered: dict[float, list[Offered]] = field(default_factory=dict)
 
 
 async def _prepare(workload: Workload, target: str, folder: Path) -> _Load:
@@ -200,10 +214,16 @@ class _Bench:
         for load in self.loads:
             if load.workload.repeats:
                 self.listener.step(f"{load.workload.name}: granting what is asked again")
-                await self._shoot(load, calls=load.workload.repeats)
+                while (await self._shoot(load, calls=load.workload.repeats)).refused:
+                    continue  # all of them: what is granted already is replayed
         for number in range(self.options.rounds + 1):  # round 0 warms up and does not count
             await self._round(number)
         self.result.rows = [self._row(load) for load in self.loads]
+        self.result.open_rows = [
+            OpenRow(load.workload.name, load.workload.title, share, rounds, load.workload.target)
+            for load in self.loads
+            for share, rounds in load.offered.items()
+        ]
         await self._fill()
         self.result.memory = Memory(self.memory)
         self.listener.step("proving the books")
@@ -221,7 +241,31 @@ class _Bench:
             self.listener.window(load.workload.name, number, window)
             if number:
                 load.windows.append(window)
+                if load.workload.open_loop and self.generator.keeps_schedules:
+                    await self._offer(load, number, window.calls_per_second)
             await self._sample_memory()
+
+    async def _offer(self, load: _Load, number: int, capacity: float) -> None:
+        """On a schedule, at every share of what it did in a closed loop just now."""
+        workload, seconds = load.workload, self.options.seconds
+        for share in SHARES:
+            granted_before = await self._grants()
+            told = await self.generator.offer(
+                self.server.target,
+                workload.method,
+                load.files,
+                rate=share * capacity,
+                seconds=seconds,
+                connections=CONNECTIONS,
+                streams=STREAMS_MAX,
+                deadline_seconds=DEADLINE_SECONDS if share == ABOVE else None,
+            )
+            self.server.check_alive()
+            granted = await self._grants() - granted_before
+            offered = Offered.of(told, share=share, capacity=capacity, scheduled_seconds=seconds, granted=granted)
+            _check_offered(workload, offered, unknown(told))
+            load.offered.setdefault(share, []).append(offered)
+            self.listener.offered(workload.name, number, offered)
 
     async def _echo_window(self, seconds: float) -> Window:
         message = self.loads[0].files[0]
@@ -318,12 +362,27 @@ def _check(workload: Workload, shot: Shot, granted: int) -> None:
         raise BenchError(f"{workload.name}: {expected:,} grants were acknowledged, the ledger has {granted:,} more")
 
 
+def _check_offered(workload: Workload, offered: Offered, unknown: Mapping[str, int]) -> None:
+    """That nothing was answered but OK and refusals, and that the ledger has all that was acknowledged.
+
+    It may have more: the caller of a grant that came too late was told so, not what became of it.
+    """
+    if unknown:
+        raise BenchError(f"{workload.name} at {offered.share:g} x capacity was answered with {dict(unknown)}")
+    acknowledged = offered.ok * workload.items_per_call
+    if offered.granted < acknowledged:
+        raise BenchError(
+            f"{workload.name}: {acknowledged:,} grants were acknowledged, the ledger has {offered.granted:,}"
+        )
+
+
 def _window(shot: Shot, cpu_seconds: Mapping[str, float], elsewhere_cores: float, *, granted: int) -> Window:
     per_call = {name: seconds / shot.calls * 1e6 for name, seconds in cpu_seconds.items()}
     return Window(
         calls=shot.calls,
         seconds=shot.seconds,
         granted=granted,
+        refused=shot.refused,
         p50_ms=shot.p50_ms,
         p99_ms=shot.p99_ms,
         cpu_us_per_call={**per_call, GENERATOR: shot.cpu_us_per_call},

@@ -51,12 +51,15 @@ class Target:
     """What the project promises of a workload; None: nothing of that kind.
 
     echo_ratio_max: server CPU of a call ÷ that of an echo. durable_per_second_min: grants, with everything on 2 cores.
-    postgres_core_share_max: CPU of PostgreSQL ÷ time, so that 1 is a whole core.
+    postgres_core_share_max: CPU of PostgreSQL ÷ time, so that 1 is a whole core. p99_ms_max: on a schedule at 60 % of
+    the capacity. goodput_share_min: answered in time at 3 x the capacity ÷ the capacity.
     """
 
     echo_ratio_max: float | None = None
     durable_per_second_min: float | None = None
     postgres_core_share_max: float | None = None
+    p99_ms_max: float | None = None
+    goodput_share_min: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Workload:
     """One kind of call. `messages` are sent in turn.
 
     repeats: after so many calls the same requests come again, all of them granted before the first round; 0: never.
+    open_loop: whether it is also offered on a schedule.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Workload:
     repeats: int = 0
     connections: int = 8
     streams: int = 16
+    open_loop: bool = False
     target: Target = Target()
 
 
@@ -134,7 +139,8 @@ WORKLOADS: Final[Sequence[Workload]] = (
         "coupon, unary",
         _UNARY,
         (issue(Prize.COUPON),),
-        target=Target(echo_ratio_max=2.2),
+        open_loop=True,
+        target=Target(echo_ratio_max=2.2, p99_ms_max=15, goodput_share_min=0.9),
     ),
     Workload(
         "sold_out",
@@ -167,7 +173,8 @@ WORKLOADS: Final[Sequence[Workload]] = (
         items_per_call=BATCH_ITEMS,
         connections=4,
         streams=5,
-        target=Target(durable_per_second_min=12_000),
+        open_loop=True,
+        target=Target(durable_per_second_min=12_000, goodput_share_min=0.9),
     ),
     Workload(
         "batch_mix",

@@ -80,7 +80,9 @@ def bench(
 
     Starts PostgreSQL (fsync on), Valkey, a server and a bare gRPC echo of its own, loads them in interleaved rounds,
     and reports calls and durable grants a second and the CPU of each process, the server's also as a multiple of the
-    echo's. Every answer is checked, the grants are counted in the ledger, and the books are proven at the end.
+    echo's. Some are also offered on a schedule: how long calls take at 60 and 80 % of the capacity, and what becomes of
+    them at three times it (with grpcblast only). Every answer is checked, the grants are counted in the ledger, and
+    the books are proven at the end.
 
     Exit status: 0 if it ran to its end and the books are right (a missed target is told, not a failure), 1 otherwise,
     130 after Ctrl-C.
