@@ -137,6 +137,9 @@ async def settings(database: str, redis_url: str) -> Settings:
         catalogue_poll_ms=100,
         lease_seconds=1,
         test_mode=True,
+        # A starved machine is no overload; tests of overload set these.
+        backlog_seconds_max=60,
+        queue_ms_max=30_000,
     )
 
 

@@ -81,8 +81,8 @@ async def strike(g: Ground) -> None:
 
 def _loads(promotion_id: str) -> Sequence[_Load]:
     calls_max = Settings(postgres_dsn="", redis_url="").calls_per_connection_max
-    marked = {"prize_id": f"{promotion_id}-coupon", "user_id": "user-#####", "request_id": "@" * 16}
-    where = {"promotion_id": promotion_id, "entrance_id": ENTRANCE}
+    marked: dict[str, Any] = {"prize_id": f"{promotion_id}-coupon", "user_id": "user-#####", "request_id": "@" * 16}
+    where: dict[str, Any] = {"promotion_id": promotion_id, "entrance_id": ENTRANCE}
     items = [prize.BatchItem(**marked)] * _ITEMS
     batch = prize.BatchIssuePrizesRequest(**where, mode=prize.BATCH_MODE_PER_ITEM, items=items)
     return (
@@ -131,7 +131,7 @@ def _refused(flood: dict[str, Any]) -> dict[str, int]:
 async def _capacity(command: Sequence[str], streams: Sequence[int]) -> float:
     """Calls granted a second."""
     closed = [await _shoot([*command, "-d", str(_CLOSED_SECONDS), "-s", str(each)]) for each in streams]
-    return max(float(one["grpc_status"].get(_OK, 0)) / one["seconds"] for one in closed)
+    return max(float(one["grpc_status"].get(_OK, 0)) / float(one["seconds"]) for one in closed)
 
 
 async def _shoot(command: Sequence[str]) -> dict[str, Any]:

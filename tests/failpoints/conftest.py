@@ -36,6 +36,9 @@ async def books(engines: Engines, migrated_template: str) -> AsyncIterator[Setti
         commit_seconds_max=0.3,
         drain_seconds_max=2,
         test_mode=True,
+        # A starved machine is no overload; tests of overload set these.
+        backlog_seconds_max=60,
+        queue_ms_max=30_000,
         log_level="error",
     )
     await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -198,7 +198,7 @@ def _guarded(
             refusal = request
         if refusal is not None:
             metrics.observe(refusal.code.name, time.perf_counter() - started)
-            return _ended(context, refusal)
+            return await _ended(context, refusal)
         limit.in_flight += 1
         code = "CANCELLED"
         try:
@@ -209,7 +209,7 @@ def _guarded(
             failure = _failure_of(error, rpc, request)
             code = failure.code.name
             forget_frames(error)
-            return _ended(context, failure)
+            return await _ended(context, failure)
         finally:
             limit.ended()
             metrics.observe(code, time.perf_counter() - started)
@@ -248,11 +248,19 @@ def _principal(context: Context) -> str:
     return ANONYMOUS
 
 
-def _ended(context: Context, error: ServiceError) -> Message:
-    """End the call with this error. Not by `abort`: its exception and the call hold each other until the garbage
-    collector comes, and until then gRPC counts the call among those of its connection (calls_per_connection_max)."""
+async def _ended(context: Context, error: ServiceError) -> Message:
+    """End the call with this error, in trailers only: only those does gRPC's own retry policy repeat.
+
+    The exception of `abort` is kept by the call, and must not keep the call by its frames until the garbage collector
+    comes: until then gRPC counts the call among those of its connection (calls_per_connection_max).
+    """
     status = to_status(error)
-    context.set_code(STATUS_CODES[error.code.value])
-    context.set_details(status.message)
-    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-    return _NOTHING  # gRPC sends no message with an error
+    try:
+        await context.abort(
+            STATUS_CODES[error.code.value],
+            status.message,
+            (("grpc-status-details-bin", status.SerializeToString()),),
+        )
+    except grpc.aio.AbortError as aborted:
+        forget_frames(aborted)
+    return _NOTHING  # is not sent: gRPC raises the exception once more
