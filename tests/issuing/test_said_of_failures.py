@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
+from guerdon.v1 import prize_pb2 as prize
 from guerdon_server import bootstrap
 from guerdon_server.platform.failpoints import Failpoints
 from guerdon_server.platform.postgres import Pool
 from guerdon_server.settings import Settings
-from tests.issuing.desk import Desk, Refusal, ask, item, kinds, opened, outcome
+from tests.issuing.desk import Desk, Refusal, ask, fresh, item, kinds, opened, outcome
 from tests.issuing.proof import at_rest, proven
 
 _LOOK_UP = "postgres.select.request.outcome.admission.before=error"
@@ -65,3 +66,14 @@ async def test_items_that_were_granted_are_told_although_others_can_not_be_decid
     assert rules[0].passes
     assert kinds(results) == ["granted", "LEDGER_UNAVAILABLE", "granted"]
     assert kinds(await desk.batch([fenced])) == ["granted"]
+
+
+async def test_a_change_whose_commit_broke_is_left_open(desk: Desk, failpoints: Failpoints) -> None:
+    request = prize.AdjustPrizeStockRequest(prize_id="welcome", delta_units=5, request_id=fresh("adjust"))
+    with failpoints.armed("postgres.commit.after=error@1") as rules:
+        refused = await outcome(desk.prizes.AdjustPrizeStock(request))
+    assert rules[0].passes
+    assert isinstance(refused, Refusal)
+    assert (refused.code, refused.reason) == ("UNAVAILABLE", "OUTCOME_UNKNOWN")
+    assert (await desk.stock()).units == 105, "it had been made"
+    assert (await desk.prizes.AdjustPrizeStock(request)).stock.units == 105, "and is not made again"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
 
 from guerdon_server.core.issuance.committer import Committed, Committer
-from guerdon_server.core.ledger.model import CommitCode, CommitItem
+from guerdon_server.core.ledger.model import CommitCode, CommitItem, CommitResult, RequestState
 from guerdon_server.core.ledger.ports import LedgerAway
 from guerdon_server.core.ledger.postgres.ledger import PostgresLedger
 from guerdon_server.core.stock.model import SettleCode, Settlement
@@ -134,3 +138,56 @@ async def test_a_caller_who_leaves_while_queued_gives_back_and_one_in_flight_is_
     await committer.aclose()
     assert settled.of([gone, stays]) == [BACK, GRANTED]
     assert await books.balance(2, books.promotion, prize) == 99
+
+
+async def test_a_session_that_ends_right_after_its_answer_takes_no_grant_back(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prize = await books.prize("coupon", stock=100)
+    settled = Settled()
+    items = [books.item(prize, f"u{i}", f"r{i}") for i in range(3)]
+    give_back = asyncpg.pool.PoolConnectionHolder.release
+
+    async def lost_before(holder: Any, timeout: float | None) -> None:
+        holder._con.terminate()
+        await give_back(holder, timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncpg.pool.PoolConnectionHolder, "release", lost_before)
+        assert codes(await committer_on(books.ledger, settled).submit(items)) == ["GRANTED"] * 3
+    assert settled.of(items) == [GRANTED] * 3
+
+
+async def test_an_error_that_nobody_foresaw_says_nothing_about_the_commit(books: Books) -> None:
+    """What was granted is found by fencing, and what was not is given back."""
+    prize = await books.prize("coupon", stock=100)
+
+    class Defective(PostgresLedger):
+        async def commit(self, items: Sequence[CommitItem]) -> list[CommitResult]:
+            await super().commit(items[:2])
+            raise RuntimeError("a defect")
+
+    settled = Settled()
+    items = [books.item(prize, f"u{i}", f"r{i}") for i in range(3)]
+    committer = committer_on(Defective(books.pool, books.pool, worker=1, commit_seconds_max=60), settled)
+    assert codes(await committer.submit(items)) == ["EXISTS", "EXISTS", "FENCED"]
+    assert settled.of(items) == [GRANTED, GRANTED, BACK]
+
+
+async def test_an_error_that_nobody_foresaw_in_the_fence_leaves_it_open(books: Books) -> None:
+    prize = await books.prize("coupon", stock=100)
+
+    class Defective(PostgresLedger):
+        async def commit(self, items: Sequence[CommitItem]) -> list[CommitResult]:
+            await super().commit(items)
+            raise RuntimeError("a defect")
+
+        async def fence(self, keys: Sequence[tuple[int, str, int]]) -> list[tuple[RequestState, int]]:
+            raise RuntimeError("another defect")
+
+    settled = Settled()
+    items = [books.item(prize, "ada", "r1")]
+    committer = committer_on(Defective(books.pool, books.pool, worker=1, commit_seconds_max=60), settled)
+    assert codes(await committer.submit(items)) == ["OUTCOME_UNKNOWN"]
+    assert settled.of(items) == [None]
+    await committer.aclose()

@@ -56,7 +56,7 @@ def _chosen(names: Sequence[str]) -> list[Mutant]:
 
 
 def _is_named(mutant: Mutant, name: str) -> bool:
-    return int(name) == int(mutant.name[:2]) if name.isdecimal() else name in mutant.name
+    return int(name) == int(mutant.name.partition("-")[0]) if name.isdecimal() else name in mutant.name
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
-_NAME = re.compile(r"\d\d-[a-z0-9]+(-[a-z0-9]+)*")
+_NAME = re.compile(r"\d{2,3}-[a-z0-9]+(-[a-z0-9]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,11 @@ class Mutant:
 
 def mutants() -> list[Mutant]:
     """All of them, by number."""
-    return [_read(path) for path in sorted(FOLDER.glob("*.patch"))]
+    return [_read(path) for path in sorted(FOLDER.glob("*.patch"), key=_number)]
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])
 
 
 def _read(path: Path) -> Mutant:
@@ -51,7 +55,7 @@ def _read(path: Path) -> Mutant:
 
 def problems(found: Sequence[Mutant], root: Path = ROOT) -> list[str]:
     """What keeps them from being tried on the tree as it is: patches that don't apply, tests that there are not."""
-    numbers = [mutant.name[:2] for mutant in found]
+    numbers = [mutant.name.partition("-")[0] for mutant in found]
     told = [f"{number} is used twice: renumber one" for number in sorted({n for n in numbers if numbers.count(n) > 1})]
     for mutant in found:
         told += [f"{mutant.name}: {why}" for why in _problems(mutant, root)]

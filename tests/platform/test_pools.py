@@ -1,7 +1,8 @@
-"""A pool of connections to a PostgreSQL that stops answering."""
+"""A pool of connections to a PostgreSQL that stops answering, or ends sessions."""
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -29,3 +30,14 @@ async def test_an_answer_that_does_not_come_is_given_up_and_the_pool_goes_on(emp
         assert await pool.fetchval("SELECT 1") == 1
         assert await pool.fetchval("SELECT 2 FROM pg_sleep(0.3)", timeout=30) == 2, "a call's own limit wins"
         pool.terminate()
+
+
+async def test_a_session_that_ends_after_its_answer_does_not_take_the_answer_back(empty_database: str) -> None:
+    """The connection may be lost in the loop tick between the answer and its return to the pool."""
+    pool = await postgres.create_pool(empty_database, size_min=1, size_max=1)
+    for number in range(3):
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT $1::int", number) == number
+            asyncio.get_running_loop().call_soon(connection.terminate)
+    assert await pool.fetchval("SELECT 1") == 1, "and the pool has its connection back"
+    await pool.close()

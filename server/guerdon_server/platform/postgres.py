@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import asyncpg
 
+from guerdon_server.platform.postgres_pool import SteadyPool
+
 if TYPE_CHECKING:
     from guerdon_server.platform.failpoints import Failpoints
 
@@ -66,7 +68,7 @@ async def create_pool(
 
         watched = postgres_failpoints.pool_options(failpoints, connection_class, answer_seconds_max)
     statement_ms, lock_ms = (round((t or 0) * 1000) for t in (statement_timeout_seconds, lock_timeout_seconds))
-    return await asyncpg.create_pool(
+    pool = SteadyPool(
         dsn,
         min_size=size_min,
         max_size=size_max,
@@ -81,6 +83,8 @@ async def create_pool(
         },
         **watched,
     )
+    await pool
+    return pool
 
 
 def _impatient(answer_seconds_max: float) -> type[Connection]:

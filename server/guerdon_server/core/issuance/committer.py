@@ -121,14 +121,19 @@ class Committer:
     async def _commit(self, items: Sequence[CommitItem]) -> Sequence[Committed]:
         try:
             return await self._ledger.commit(items)
-        except OutcomeUnknown as error:
-            self.unknown_total += 1
-            _log.warning("the outcome of a commit is unknown", extra={"items": len(items), "why": str(error)})
-            return await self._resolve(items, error)
         except LedgerAway as error:
             return [error] * len(items)
         except BatchRefused as error:
             return await self._isolate(items, error)
+        except OutcomeUnknown as error:
+            unknown = error
+        except Exception as error:
+            # Nobody foresaw it, so it says nothing about what PostgreSQL has done.
+            _log.exception("a commit failed in a way that is a defect")
+            unknown = OutcomeUnknown(f"a commit failed: {error}")
+        self.unknown_total += 1
+        _log.warning("the outcome of a commit is unknown", extra={"items": len(items), "why": str(unknown)})
+        return await self._resolve(items, unknown)
 
     async def _isolate(self, items: Sequence[CommitItem], error: BatchRefused) -> Sequence[Committed]:
         """Find the poison by halves; a group is never cut."""
@@ -151,6 +156,9 @@ class Committer:
             except (LedgerAway, OutcomeUnknown):
                 await asyncio.sleep(_RESOLVE_PAUSE_SECONDS * 2**attempt)
                 continue
+            except Exception:
+                _log.exception("unknown outcomes can't be fenced", extra={"items": len(items)})
+                break
             return [_resolved(item, *fence) for item, fence in zip(items, fences, strict=True)]
         self._resolve_later(items)
         return [unknown] * len(items)

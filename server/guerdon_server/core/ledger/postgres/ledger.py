@@ -49,8 +49,6 @@ _LOCKED_OUT = "55P03"
 # The server refused for want of resources, is read-only (a standby), or its disk or itself failed: rolled back, and not
 # the batch's fault, so that looking for a poison item in it would only add to the trouble.
 _NOT_NOW_CLASSES = frozenset({"53", "25", "58", "XX"})
-# The session was ended from outside: a commit may have got through.
-_UNKNOWN_CLASSES = frozenset({"08", "57"})
 
 
 class PostgresLedger:
@@ -130,12 +128,6 @@ class PostgresLedger:
         try:
             with confirmed(connection):
                 row = await self._answer(connection, connection.fetchrow(query, *arguments))
-        except asyncpg.PostgresError as error:
-            if (error.sqlstate or "")[:2] in _UNKNOWN_CLASSES or connection.is_closed():
-                raise OutcomeUnknown(f"PostgreSQL ended the session during a write: {error}") from error
-            raise
-        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-            raise OutcomeUnknown(f"the connection to PostgreSQL broke during a write: {error}") from error
         finally:
             await self._commits.release(connection)
         assert row is not None
