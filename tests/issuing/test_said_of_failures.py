@@ -77,3 +77,14 @@ async def test_a_change_whose_commit_broke_is_left_open(desk: Desk, failpoints: 
     assert (refused.code, refused.reason) == ("UNAVAILABLE", "OUTCOME_UNKNOWN")
     assert (await desk.stock()).units == 105, "it had been made"
     assert (await desk.prizes.AdjustPrizeStock(request)).stock.units == 105, "and is not made again"
+
+
+async def test_calls_of_a_batch_that_was_cancelled_are_left_open(desk: Desk, failpoints: Failpoints) -> None:
+    request = ask()
+    await desk.grant(request)
+    with failpoints.armed(_LOOK_UP.replace("=error", "=cancel@1")) as rules:
+        refused = await outcome(desk.issue(request))
+    assert rules[0].passes
+    assert isinstance(refused, Refusal)
+    assert (refused.code, refused.reason) == ("UNAVAILABLE", "OUTCOME_UNKNOWN")
+    await desk.grant(request, replayed=True)

@@ -8,7 +8,7 @@ from math import inf
 
 import pytest
 
-from guerdon_server.platform.batching import BUSY_ITEMS, Coalescer, CoalescerClosed, QueueFull
+from guerdon_server.platform.batching import BUSY_ITEMS, BatchCancelled, Coalescer, CoalescerClosed, QueueFull
 
 
 class Recorder:
@@ -194,6 +194,17 @@ async def test_an_error_goes_to_every_waiter_of_its_batch_and_to_no_other() -> N
     outcomes = await asyncio.gather(*futures, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ValueError, ValueError, list]
     assert await joined.submit([7]) == [14]
+
+
+async def test_a_cancelled_batch_leaves_its_callers_in_doubt_and_not_cancelled() -> None:
+    async def cancelled(_: list[int]) -> list[int]:
+        raise asyncio.CancelledError
+
+    joined = Coalescer(cancelled, items_max=2, in_flight_max=1, queue_items_max=2, name="test")
+    with pytest.raises(BatchCancelled) as left_open:
+        await joined.submit([1])
+    assert left_open.value.reason == "OUTCOME_UNKNOWN"
+    await joined.aclose()
 
 
 async def test_a_cancelled_caller_does_not_cancel_the_batch() -> None:

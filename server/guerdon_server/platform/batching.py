@@ -58,13 +58,26 @@ class CoalescerClosed(ServiceError):
         )
 
 
+class BatchCancelled(ServiceError):
+    """UNAVAILABLE / OUTCOME_UNKNOWN: the task that ran the batch was cancelled; what it had begun may have happened."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            Code.UNAVAILABLE,
+            "OUTCOME_UNKNOWN",
+            f"{name}: the batch was cancelled, its outcome is unknown: retry with the same request id",
+            retry_after_ms=RETRY_AFTER_MS,
+        )
+
+
 class Coalescer(Generic[Item, Result]):
     """Joins the chunks of many callers into batches for `run`, one future per chunk.
 
     `run` gets between 1 and `items_max` items in order of arrival and returns as many results in the same order; its
-    exception goes to every waiter of that batch. A chunk is never split. At most `in_flight_max` batches run at once,
-    and beside another only one of at least `enough_items`: a small one costs a whole round trip too, so less waits for
-    more, also for `gather_seconds` where the last batch had `BUSY_ITEMS`.
+    exception goes to every waiter of that batch (BatchCancelled when it is cancelled itself). A chunk is never split.
+    At most `in_flight_max` batches run at once, and beside another only one of at least `enough_items`: a small one
+    costs a whole round trip too, so less waits for more, also for `gather_seconds` where the last batch had
+    `BUSY_ITEMS`.
 
     While the first chunk in the queue has waited for `queue_seconds_max`, no more are taken: whoever came now would
     wait at least as long, for an answer that he may have given up by then.
@@ -280,5 +293,5 @@ class Coalescer(Generic[Item, Result]):
 def _as_exception(error: BaseException, name: str) -> BaseException:
     """A cancelled batch (its loop is being shut down) must not look to its waiters as if they had been cancelled."""
     if isinstance(error, asyncio.CancelledError):
-        return RuntimeError(f"{name}: the batch was cancelled, its outcome is unknown")
+        return BatchCancelled(name)
     return error
