@@ -10,19 +10,21 @@
    them anew after N requests, so that a later run repeats the requests of an earlier one (messages times a whole
    number).
 
-   Closed loop: keeps CONNECTIONS x STREAMS requests in flight. Open loop (-r RATE): sends on schedule, and a
-   late send counts from the time at which it was due (no coordinated omission). With a deadline (-T SECONDS) it does
+   Closed loop: keeps CONNECTIONS x STREAMS requests in flight. Open loop (-r RATE): sends on schedule, at equal
+   distances or (-P) at those of a Poisson process, and a late send counts from the time at which it was due (no
+   coordinated omission). With a deadline (-T SECONDS) it does
    what any gRPC client does: each call says how long it may take from when it was due, and what could not be sent by then,
    because the server allows no more streams, is dropped and counted as expired.
 
    Answers are counted by grpc-status and, where OK, by the field number of the first field in the message, so
    that a response whose outcome is a oneof is counted by outcome. Prints one JSON object.
 
-   Build: apt-get install libnghttp2-dev; cc -O2 -o grpcblast grpcblast.c -lnghttp2 */
+   Build: apt-get install libnghttp2-dev; cc -O2 -o grpcblast grpcblast.c -lnghttp2 -lm */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <netinet/tcp.h>
 #include <nghttp2/nghttp2.h>
 #include <stdint.h>
@@ -38,7 +40,7 @@
 #define FIELDS_MAX 16
 #define STATUS_MAX 17
 #define SPOTS_MAX 8192
-#define MESSAGES_MAX 16
+#define MESSAGES_MAX 128
 #define BUCKETS 20000 /* latency in 5 us steps below 10 ms, then 1 ms steps */
 
 typedef struct { size_t at, len; int unique; } Spot;
@@ -50,7 +52,7 @@ typedef struct { uint8_t *body; size_t len; Spot spots[SPOTS_MAX]; int spot_coun
 static Message *messages[MESSAGES_MAX]; static int message_count; static long wrap;
 static const char *authority, *path, *extra_name, *extra_value;
 static long done, started, total, expired, refused, statuses[STATUS_MAX + 1], fields[FIELDS_MAX + 1], broken;
-static long hist[BUCKETS], ok_hist[BUCKETS], ok_done; static double deadline, lat_sum, lat_max, ok_lat_max;
+static long hist[BUCKETS], ok_hist[BUCKETS], ok_done; static double deadline, lat_sum, lat_max, ok_lat_sum, ok_lat_max;
 static uint64_t rng = 88172645463325252ULL, id_prefix, id_counter;
 
 static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
@@ -64,6 +66,7 @@ static void record(double seconds, int ok) {
   if (seconds > lat_max) lat_max = seconds;
   hist[b < BUCKETS ? b : BUCKETS - 1]++;
   if (!ok) return;
+  ok_lat_sum += seconds;
   if (seconds > ok_lat_max) ok_lat_max = seconds;
   ok_done++; ok_hist[b < BUCKETS ? b : BUCKETS - 1]++;
 }
@@ -91,7 +94,7 @@ static void read_message(const char *file) {
   Message *m = messages[message_count++] = calloc(1, sizeof *m);
   FILE *in = fopen(file, "rb"); if (!in) die(file);
   m->body = malloc(5 + (16 << 20)); size_t n = fread(m->body + 5, 1, 16 << 20, in); fclose(in);
-  m->len = n + 5; m->body[0] = 0; for (int i = 0; i < 4; i++) m->body[1 + i] = n >> (24 - 8 * i);
+  m->len = n + 5; m->body = realloc(m->body, m->len); m->body[0] = 0; for (int i = 0; i < 4; i++) m->body[1 + i] = n >> (24 - 8 * i);
   find_spots(m);
 }
 static void fill(uint8_t *body, const Message *m) {
@@ -188,14 +191,14 @@ static void open_conn(Conn *c, const char *host, int port) {
 }
 static void usage(void) {
   fprintf(stderr, "usage: grpcblast -t 127.0.0.1:PORT -p /package.Service/Method -f MESSAGE_FILE [-f ...]\n"
-                  "       [-c CONNECTIONS=8] [-s STREAMS_EACH=16] [-n REQUESTS=10000] [-d SECONDS] [-r RATE] [-T DEADLINE_SECONDS] [-i NAME] [-w REQUESTS]\n       [-H name:value]\n"); exit(2);
+                  "       [-c CONNECTIONS=8] [-s STREAMS_EACH=16] [-n REQUESTS=10000] [-d SECONDS] [-r RATE [-P]] [-T DEADLINE_SECONDS] [-i NAME] [-w REQUESTS]\n       [-H name:value]\n"); exit(2);
 }
 int main(int argc, char **argv) {
-  int conns = 8, streams = 16, opt; double seconds = 0, rate = 0; const char *target = 0, *name = 0; total = 10000;
-  while ((opt = getopt(argc, argv, "t:p:f:c:s:n:d:r:T:i:w:H:")) != -1) switch (opt) {
+  int conns = 8, streams = 16, at_random = 0, opt; double seconds = 0, rate = 0; const char *target = 0, *name = 0; total = 10000;
+  while ((opt = getopt(argc, argv, "t:p:f:c:s:n:d:r:PT:i:w:H:")) != -1) switch (opt) {
     case 't': target = optarg; break; case 'p': path = optarg; break; case 'f': read_message(optarg); break; case 'i': name = optarg; break; case 'w': wrap = atol(optarg); break;
     case 'c': conns = atoi(optarg); break; case 's': streams = atoi(optarg); break; case 'n': total = atol(optarg); break;
-    case 'd': seconds = atof(optarg); break; case 'r': rate = atof(optarg); break; case 'T': deadline = atof(optarg); break;
+    case 'd': seconds = atof(optarg); break; case 'r': rate = atof(optarg); break; case 'P': at_random = 1; break; case 'T': deadline = atof(optarg); break;
     case 'H': { char *colon = strchr(optarg, ':'); if (!colon) usage(); *colon = 0; extra_name = optarg; extra_value = colon + 1; break; }
     default: usage(); }
   if (!target || !path || !message_count || conns < 1 || streams < 1) usage();
@@ -205,7 +208,7 @@ int main(int argc, char **argv) {
   if (seconds > 0) total = 1L << 60;
   Conn *conn = calloc(conns, sizeof *conn); int ep = epoll_create1(0);
   for (int i = 0; i < conns; i++) { open_conn(&conn[i], target, atoi(colon + 1)); struct epoll_event e = {.events = EPOLLIN, .data.ptr = &conn[i]}; epoll_ctl(ep, EPOLL_CTL_ADD, conn[i].fd, &e); }
-  double begin = now(), end = seconds > 0 ? begin + seconds : 1e300; int turn = 0, alive = conns; static uint8_t buf[1 << 18];
+  double begin = now(), next = begin, end = seconds > 0 ? begin + seconds : 1e300; int turn = 0, alive = conns; static uint8_t buf[1 << 18];
   while ((done < started || (started < total && now() < end)) && alive) {
     double time = now();
     if (time > end + 30) break; /* what has not answered 30 s after the end is lost */
@@ -213,8 +216,9 @@ int main(int argc, char **argv) {
       Conn *c = &conn[(turn + k) % conns]; int wrote = 0;
       uint32_t allowed = nghttp2_session_get_remote_settings(c->h2, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
       while (!c->dead && c->inflight < streams && (uint32_t)c->inflight < allowed && started < total && time < end) {
-        double due = rate > 0 ? begin + started / rate : time;
+        double due = rate > 0 ? next : time;
         if (due > time) break;
+        if (rate > 0) next = at_random ? next - log(((next_random() >> 11) + 1) * 0x1p-53) / rate : begin + (started + 1) / rate;
         if (deadline > 0 && due + deadline <= time) { started++; done++; expired++; continue; }
         submit(c, due); wrote = 1;
       }
@@ -234,7 +238,7 @@ int main(int argc, char **argv) {
   long unanswered = started - done; done -= expired;
   printf("{\"requests\": %ld, \"seconds\": %.3f, \"per_second\": %.1f, \"target_rate\": %.1f, \"unanswered\": %ld, \"broken\": %ld, \"expired\": %ld, \"refused_streams\": %ld, ", done, wall, done / wall, rate, unanswered, broken, expired, refused);
   printf("\"latency_ms\": {\"mean\": %.3f, \"p50\": %.3f, \"p90\": %.3f, \"p99\": %.3f, \"p999\": %.3f, \"max\": %.3f}, ", done ? lat_sum / done * 1e3 : 0, percentile_ms(.5), percentile_ms(.9), percentile_ms(.99), percentile_ms(.999), lat_max * 1e3);
-  printf("\"ok_latency_ms\": {\"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}, ", ok_percentile_ms(.5), ok_percentile_ms(.99), ok_lat_max * 1e3);
+  printf("\"ok_latency_ms\": {\"mean\": %.3f, \"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}, ", ok_done ? ok_lat_sum / ok_done * 1e3 : 0, ok_percentile_ms(.5), ok_percentile_ms(.99), ok_lat_max * 1e3);
   printf("\"grpc_status\": {"); int first = 1; for (int i = 0; i <= STATUS_MAX; i++) if (statuses[i]) { printf("%s\"%d\": %ld", first ? "" : ", ", i, statuses[i]); first = 0; }
   printf("}, \"ok_by_first_field\": {"); first = 1; for (int i = 0; i <= FIELDS_MAX; i++) if (fields[i]) { printf("%s\"%d\": %ld", first ? "" : ", ", i, fields[i]); first = 0; }
   printf("}, \"generator_cpu_us_per_request\": %.2f}\n", done ? cpu / done * 1e6 : 0);

@@ -31,6 +31,7 @@ LOG = STATE / "pip.log"
 
 REQUIREMENTS = ROOT / "requirements"
 PROJECTS = (ROOT / "clients" / "python", ROOT)  # the client first: the server depends on it
+EXTRAS = {"loadtest": "Locust", "dev": "tests and linters"}  # what each stage after the runtime installs, from its lock
 GLIBC_MIN = (2, 28)  # what the wheels of the embedded engines are built for
 
 # Settings under which pip would install elsewhere than into .venv, or count packages from outside as installed.
@@ -43,11 +44,14 @@ class SetUpError(Exception):
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/setup", description="Make .venv ready; see scripts/setup.")
+    parser.add_argument("--loadtest", action="store_true", help="also install what scripts/loadtest needs")
     parser.add_argument("--dev", action="store_true", help="also install what tests, linters and generation need")
     parser.add_argument("--check", action="store_true", help="change nothing: exit 0 when .venv is ready, else 1")
     parser.add_argument("--stamp", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    stages = ("runtime", "dev") if options.dev else ("runtime",)
+    stages = ["runtime"]
+    stages += ["loadtest"] if options.loadtest or options.dev else []  # the tests of it are among the tests
+    stages += ["dev"] if options.dev else []
     if options.check:
         return 0 if all(is_done(stage) for stage in stages) else 1
     if options.stamp:
@@ -78,7 +82,8 @@ def set_up(stages: Sequence[str]) -> None:
     try:
         STATE.mkdir(parents=True, exist_ok=True)
         UNFINISHED.touch()
-        stamp(stages[-1]).unlink(missing_ok=True)
+        for stage in stages[1:]:
+            stamp(stage).unlink(missing_ok=True)
     except OSError as error:
         raise SetUpError(
             f"cannot write to {VENV} ({error.strerror}).\n"
@@ -89,13 +94,19 @@ def set_up(stages: Sequence[str]) -> None:
         say(f"creating .venv with Python {platform.python_version()} ({sys.executable})")
         run([sys.executable, "-m", "venv", str(VENV)], "creating the environment")
     if not is_ready(("runtime",)):
-        stamp("runtime").unlink(missing_ok=True)
-        stamp("dev").unlink(missing_ok=True)
+        for stage in ("runtime", *EXTRAS):
+            stamp(stage).unlink(missing_ok=True)
         install_runtime()
-    if "dev" in stages:
-        install_locked("tests and linters", ["dev.txt"])
-    run([str(PYTHON), "-I", "-S", __file__, "--stamp", *(["--dev"] if "dev" in stages else [])], "recording the result")
+    for stage in stages[1:]:
+        install_locked(EXTRAS[stage], locks(stage))
+    run([str(PYTHON), "-I", "-S", __file__, "--stamp", *flags(stages)], "recording the result")
     UNFINISHED.unlink()
+
+
+def locks(stage: str) -> list[str]:
+    """The locks of a stage after the runtime. The native transport has wheels where the engines have."""
+    native = ["native.txt"] if stage == "dev" and embedded_engines_fit() else []
+    return [f"{stage}.txt", *native]
 
 
 def install_runtime() -> None:
@@ -151,8 +162,13 @@ def run(command: Sequence[str], doing: str) -> None:
 
 def is_ready(stages: Sequence[str]) -> bool:
     """As seen by the venv's own Python, whose version is part of the fingerprint."""
-    command = [str(PYTHON), "-I", "-S", __file__, "--check", *(["--dev"] if "dev" in stages else [])]
+    command = [str(PYTHON), "-I", "-S", __file__, "--check", *flags(stages)]
     return PYTHON.exists() and subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0  # noqa: S603
+
+
+def flags(stages: Sequence[str]) -> list[str]:
+    """The arguments that mean these stages."""
+    return [f"--{stage}" for stage in stages[1:]]
 
 
 def why_rebuild() -> str | None:
@@ -188,7 +204,7 @@ def fingerprint(stage: str) -> str:
     """Changes whenever what `stage` installs would: locks, what pyproject.toml says of packages, Python, place."""
     digest = hashlib.sha256()
     digest.update(json.dumps([str(ROOT), sys.version_info[:3], platform.machine(), embedded_engines_fit()]).encode())
-    for file in ("build.txt", "runtime.txt", "embedded.txt", *(("dev.txt",) if stage == "dev" else ())):
+    for file in ("build.txt", "runtime.txt", "embedded.txt", *(locks(stage) if stage in EXTRAS else ())):
         digest.update((REQUIREMENTS / file).read_bytes())
     for project in PROJECTS:
         settings = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Literal, cast
 
 import pytest
 import pytest_asyncio
@@ -124,15 +125,22 @@ async def redis_client(redis_url: str) -> AsyncIterator[redis.Client]:
     await client.aclose()
 
 
+@pytest.fixture
+def transport(request: pytest.FixtureRequest) -> Literal["grpcio", "native"]:
+    """What carries the calls of the test's servers; tests/transports has marks for both."""
+    return cast('Literal["grpcio", "native"]', getattr(request, "param", "grpcio"))
+
+
 @pytest_asyncio.fixture
-async def settings(database: str, redis_url: str) -> Settings:
+async def settings(database: str, redis_url: str, transport: Literal["grpcio", "native"]) -> Settings:
     """Settings of a server on the fresh database, quick to notice things."""
     return Settings(
         postgres_dsn=database,
         redis_url=redis_url,
         grpc_port=0,
         metrics_port=0,
-        postgres_connections_max=4,
+        transport=transport,
+        postgres_connections_max=6,
         reconcile_interval_ms=50,
         catalogue_poll_ms=100,
         lease_seconds=1,

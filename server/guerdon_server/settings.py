@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Literal
 
 from guerdon_server.platform import failpoints
 from guerdon_server.platform.config import Conflict, setting
+from guerdon_server.platform.redis_url import parse as parse_redis_url
 
-_SCHEMES = {
-    "postgres_dsn": ("postgresql://", "postgres://"),
-    "redis_url": ("redis://", "rediss://", "unix://"),
-}
+_POSTGRES_SCHEMES = ("postgresql://", "postgres://")
+_CONNECTION_AGE_SECONDS = 60
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +29,11 @@ class Settings:
     postgres_dsn: str = setting(
         doc="PostgreSQL >= 15, the authority: postgresql://USER:PASSWORD@HOST/DATABASE.", secret=True
     )
-    redis_url: str = setting(doc="Redis >= 7 or Valkey >= 8, the gate: redis://:PASSWORD@HOST:PORT/0.", secret=True)
+    redis_url: str = setting(
+        doc="Redis >= 7 or Valkey >= 8, the gate: redis://:PASSWORD@HOST:PORT/0, redis+cluster://:PASSWORD@HOST:PORT,"
+        "HOST:PORT, redis+sentinel://:PASSWORD@HOST:PORT,HOST:PORT/NAME; rediss... for TLS.",
+        secret=True,
+    )
 
     grpc_host: str = setting(default="127.0.0.1", doc="Address on which gRPC is served.")
     grpc_port: int = setting(default=7450, minimum=0, maximum=65535, doc="Port of gRPC; 0 takes a free one.")
@@ -32,33 +43,59 @@ class Settings:
     message_bytes_max: int = setting(
         default=4 << 20, minimum=64 << 10, maximum=64 << 20, doc="The largest request that is read."
     )
-    connection_age_seconds_max: int = setting(
-        default=600,
-        minimum=10,
+    transport: Literal["grpcio", "native"] = setting(
+        default="grpcio",
+        doc="What carries gRPC: grpcio, or native (HTTP/2 in Rust: less CPU, fewer features; guerdon-server[native]).",
+    )
+    native_trusts_callers: bool = setting(
+        default=False,
+        doc="Allows the native transport on an address that others can reach: it reads requests of any size before it"
+        " refuses them, so who can connect can use up the memory.",
+    )
+    connection_age_seconds_max: int | None = setting(
+        default=None,
+        minimum=2,
         maximum=86400,
-        doc="Connections are moved after this, so that load spreads over workers.",
+        doc="Connections are moved after this, so that load spreads over workers; a rolling restart waits for it."
+        " Empty: 60 with grpcio; native moves none.",
     )
     calls_per_connection_max: int = setting(
         default=256,
         minimum=16,
         maximum=100_000,
-        doc="Calls of one connection at once; gRPC refuses more, unseen, as UNAVAILABLE: clients repeat them.",
+        doc="Calls of one connection at once; gRPC refuses more, unseen, as UNAVAILABLE: clients repeat them"
+        " (native: clients keep them back).",
     )
     backlog_seconds_max: int = setting(
         default=1,
         minimum=1,
         maximum=600,
-        doc="Calls that nobody had time to look at for so long are dropped by gRPC (CANCELLED); nothing was done.",
+        doc="Calls that nobody had time to look at for so long are dropped by gRPC (CANCELLED; native: OVERLOADED);"
+        " nothing was done.",
     )
     requests_in_flight_max: int = setting(
-        default=2000, minimum=1, maximum=100_000, doc="Calls being answered at once; more are refused as OVERLOADED."
+        default=2000,
+        minimum=1,
+        maximum=100_000,
+        doc="Issuing calls being answered at once; more are refused as OVERLOADED.",
+    )
+    reads_in_flight_max: int = setting(
+        default=128,
+        minimum=4,
+        maximum=100_000,
+        doc="While so many calls that read or issue are being answered, only four reads at once are; more are refused"
+        " as OVERLOADED.",
     )
     drain_seconds_max: float = setting(
         default=20.0, minimum=0, maximum=600, doc="On SIGTERM, how long calls in flight may take to finish."
     )
 
     postgres_connections_max: int = setting(
-        default=8, minimum=2, maximum=200, doc="Connections for reads and the catalogue, besides those that commit."
+        default=12,
+        minimum=6,
+        maximum=600,
+        doc="Connections besides those that commit: a third each for callers' reads, for operators' changes, and for"
+        " issuing and the server's own jobs.",
     )
     statement_cache_items_max: int = setting(
         default=256,
@@ -103,7 +140,8 @@ class Settings:
         default=250,
         minimum=10,
         maximum=60_000,
-        doc="While items have waited longer than this for the gate or a commit, new ones are refused as OVERLOADED.",
+        doc="While items have waited longer than this for the gate or a commit, or more than 512 calls are in flight"
+        " and more than are answered in this time, new ones are refused as OVERLOADED.",
     )
     twin_wait_ms_max: int = setting(
         default=1000,
@@ -129,6 +167,12 @@ class Settings:
         minimum=1,
         maximum=86400,
         doc="How often one server looks at the books for guerdon_invariant_violations.",
+    )
+    capacity_interval_seconds: float = setting(
+        default=5.0,
+        minimum=0.1,
+        maximum=3600,
+        doc="How often one server reads how far stock and budget of running promotions are used, for the metrics.",
     )
     catalogue_poll_ms: int = setting(
         default=1000, minimum=50, maximum=60_000, doc="How often changes of the catalogue are looked for."
@@ -156,14 +200,17 @@ class Settings:
         " postgres.commit_issuances.after=kill@3;redis.gate.admit.before=delay:5.",
     )
 
+    @property
+    def connection_age_seconds(self) -> int:
+        """After how long grpcio moves a connection: `connection_age_seconds_max`, or what it is by default."""
+        return self.connection_age_seconds_max or _CONNECTION_AGE_SECONDS
+
     def validate(self) -> Iterator[Conflict]:
         """What single fields can't say."""
-        for name, schemes in _SCHEMES.items():
-            given = getattr(self, name)  # empty: `up` and `verify` put in their engines' own
-            if given and not given.startswith(schemes):
-                yield Conflict((name,), "an address that begins with " + " or ".join(schemes), f"Set {name}.")
+        yield from self._validate_addresses()
         if self.grpc_port and self.grpc_port == self.metrics_port and self.grpc_host == self.metrics_host:
             yield Conflict(("grpc_port", "metrics_port"), "two different ports", "Move one of them.")
+        yield from self._validate_transport()
         yield from self._validate_test_mode()
         if self.commit_queue_items_max < self.commit_batch_items_max:
             yield Conflict(
@@ -176,6 +223,34 @@ class Settings:
                 ("admit_queue_items_max", "admit_batch_items_max"),
                 "a queue that holds at least one batch",
                 "Raise admit_queue_items_max.",
+            )
+
+    def _validate_addresses(self) -> Iterator[Conflict]:
+        """Empty ones are fine: `up` and `verify` put in their engines' own."""
+        if self.postgres_dsn and not self.postgres_dsn.startswith(_POSTGRES_SCHEMES):
+            begins = "an address that begins with " + " or ".join(_POSTGRES_SCHEMES)
+            yield Conflict(("postgres_dsn",), begins, "Set postgres_dsn.")
+        try:
+            if self.redis_url:
+                parse_redis_url(self.redis_url)
+        except ValueError as error:
+            yield Conflict(("redis_url",), "the address of Redis", f"Set redis_url: {error}.")
+
+    def _validate_transport(self) -> Iterator[Conflict]:
+        """What the native transport lacks is refused where it is asked for, not left out."""
+        if self.transport != "native":
+            return
+        if self.connection_age_seconds_max is not None:
+            yield Conflict(
+                ("connection_age_seconds_max", "transport"),
+                "no connection_age_seconds_max with transport = native, which can't move connections",
+                "Remove it (callers spread by themselves then: several connections each), or set transport = grpcio.",
+            )
+        if not self.native_trusts_callers and not _is_loopback(self.grpc_host):
+            yield Conflict(
+                ("grpc_host", "transport"),
+                "a loopback address with transport = native, which reads requests of any size before it refuses them",
+                "Set native_trusts_callers = true if only trusted callers can connect, or transport = grpcio.",
             )
 
     def _validate_test_mode(self) -> Iterator[Conflict]:

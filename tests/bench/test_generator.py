@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -30,7 +32,7 @@ async def test_every_call_is_answered_and_counted(echo_server: Child, tmp_path: 
     message = tmp_path / "message"
     message.write_bytes(MESSAGE)
     shot = await generator.choose("python", tmp_path).shoot(
-        echo_server.target, echo.METHOD, [message, message], connections=2, streams=3, calls=50
+        [echo_server.target], echo.METHOD, [message, message], connections=2, streams=3, calls=50
     )
     assert shot.calls == 50
     assert shot.fields == {1: 50}
@@ -39,12 +41,77 @@ async def test_every_call_is_answered_and_counted(echo_server: Child, tmp_path: 
     assert 0 < shot.p50_ms <= shot.p99_ms
 
 
+async def test_several_targets_are_loaded_at_once(echo_server: Child, tmp_path: Path) -> None:
+    message = tmp_path / "message"
+    message.write_bytes(MESSAGE)
+    async with Child("other", ["-m", echo.__name__], folder=tmp_path, settings={}) as other:
+        shot = await generator.choose("auto", tmp_path).shoot(
+            [echo_server.target, other.target], echo.METHOD, [message], connections=1, streams=2, calls=50
+        )
+        assert shot.calls == 100
+        assert shot.fields == {1: 100}
+        os.kill(other.pid, signal.SIGKILL)
+        with pytest.raises(BenchError, match=r"generator ended|gRPC status"):
+            await generator.choose("auto", tmp_path).shoot(
+                [echo_server.target, other.target], echo.METHOD, [message], connections=1, streams=2, calls=50
+            )
+
+
+async def test_a_schedule_may_be_random(echo_server: Child, tmp_path: Path) -> None:
+    blast = generator.choose("auto", tmp_path)
+    if not blast.keeps_schedules:
+        pytest.skip("no generator that keeps a schedule: no C compiler, or no libnghttp2-dev")
+    message = tmp_path / "message"
+    message.write_bytes(MESSAGE)
+
+    async def calls(*, at_random: bool) -> int:
+        told = await blast.offer(
+            [echo_server.target],
+            echo.METHOD,
+            [message],
+            rate=1000,
+            seconds=0.5,
+            connections=1,
+            streams=500,
+            at_random=at_random,
+        )
+        assert told["target_rate"] == 1000
+        return int(told["requests"])
+
+    assert 499 <= await calls(at_random=False) <= 501
+    several = [await calls(at_random=True) for _ in range(3)]
+    # A Poisson process: 500 with a deviation of 22.
+    assert all(500 - 6 * 22 < one < 500 + 6 * 22 for one in several)
+    assert any(not 499 <= one <= 501 for one in several)
+
+
+def test_what_several_generators_tell_is_added_up() -> None:
+    def told(calls: int, ms: float) -> dict[str, Any]:
+        latency = {"mean": ms, "p50": ms, "p99": 2 * ms}
+        return {
+            "requests": calls,
+            "seconds": ms,
+            "target_rate": 10.0,
+            "expired": 1,
+            "latency_ms": latency,
+            "ok_latency_ms": latency,
+            "grpc_status": {"0": calls, "8": 1} if calls > 10 else {"0": calls},
+            "generator_cpu_us_per_request": ms,
+        }
+
+    both = generator.together([told(10, 1.0), told(30, 3.0)])
+    assert (both["requests"], both["seconds"], both["target_rate"], both["expired"]) == (40, 3.0, 20.0, 2)
+    assert both["latency_ms"] == both["ok_latency_ms"] == {"mean": 2.5, "p50": 2.5, "p99": 6.0}
+    assert both["grpc_status"] == {"0": 40, "8": 1}
+    assert both["generator_cpu_us_per_request"] == 2.5
+
+
 async def test_calls_that_fail_are_told(echo_server: Child, tmp_path: Path) -> None:
     message = tmp_path / "message"
     message.write_bytes(MESSAGE)
     with pytest.raises(BenchError, match=r"gRPC status \{'12': 5\}"):
         await generator.choose("python", tmp_path).shoot(
-            echo_server.target, "/guerdon.bench.Echo/Nothing", [message], connections=1, streams=1, calls=5
+            [echo_server.target], "/guerdon.bench.Echo/Nothing", [message], connections=1, streams=1, calls=5
         )
 
 
@@ -79,13 +146,13 @@ def test_refused_calls_are_told_apart_and_other_errors_end_the_bench() -> None:
     told = {
         "requests": 7,
         "seconds": 1.0,
-        "latency_ms": {"p50": 1.0, "p99": 2.0},
+        "latency_ms": {"mean": 1.5, "p50": 1.0, "p99": 2.0},
         "grpc_status": {"0": 5, "8": 2},
         "ok_by_first_field": {"1": 5},
         "generator_cpu_us_per_request": 3.0,
     }
-    shot = generator.shot_of(json.dumps(told), "/x")
+    shot = generator.shot_of(told, "/x")
     assert (shot.calls, shot.refused, shot.fields) == (5, 2, {1: 5})
     for statuses in ({"0": 6, "13": 1}, {"8": 7}, {}):
         with pytest.raises(BenchError, match="gRPC status"):
-            generator.shot_of(json.dumps({**told, "grpc_status": statuses}), "/x")
+            generator.shot_of({**told, "grpc_status": statuses}, "/x")

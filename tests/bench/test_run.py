@@ -11,30 +11,13 @@ from click.testing import CliRunner
 
 from guerdon_server.bench.open_loop import SHARES, Offered, OpenRow, unknown
 from guerdon_server.bench.result import SERVER, Figure, Memory, MemorySample, Result, Row, Window
-from guerdon_server.bench.run import Options, run
+from guerdon_server.bench.run import run
+from guerdon_server.bench.stage import Options
 from guerdon_server.bench.workloads import WORKLOADS, Target
 from guerdon_server.cli.root import guerdon
+from tests.bench.notes import Notes
 
 GRANTS = 8000
-
-
-class Notes:
-    """A listener that remembers."""
-
-    def __init__(self) -> None:
-        self.windows: list[tuple[str, int]] = []
-        self.shares: list[tuple[str, float]] = []
-
-    def step(self, text: str) -> None:
-        assert text
-
-    def window(self, title: str, number: int, window: Window) -> None:
-        assert window.calls > 0
-        self.windows.append((title, number))
-
-    def offered(self, title: str, number: int, offered: Offered) -> None:
-        assert number > 0
-        self.shares.append((title, offered.share))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -63,7 +46,9 @@ async def test_the_ledger_has_what_was_acknowledged(ran: tuple[Result, Notes]) -
     result, _ = ran
     for workload in WORKLOADS:
         (window,) = row(result, workload.name).windows
-        assert window.granted == (window.calls * workload.items_per_call if workload.durable else 0)
+        assert window.granted == (
+            window.calls * workload.items_per_call - window.refused_items if workload.durable else 0
+        )
     assert result.memory is not None
     assert result.memory.samples[-1].grants >= GRANTS
     stock = next(check for check in result.invariants if check.name == "grants_have_their_transfers")
@@ -134,6 +119,19 @@ async def test_the_result_says_on_what_it_was_measured(ran: tuple[Result, Notes]
     assert {"python", "postgres", "valkey", "grpcio", "guerdon-server"} <= document["versions"].keys()
     assert [each["name"] for each in document["workloads"]] == [workload.name for workload in WORKLOADS]
     assert all(each["request_bytes"] > 0 and each["response_bytes"] > 0 for each in document["workloads"])
+
+
+async def test_server_and_echo_run_on_the_native_transport() -> None:
+    pytest.importorskip("pygrpc_native", reason="pygrpc-native is not installed: scripts/setup --dev")
+    result = await run(
+        Options(rounds=1, seconds=0.3, warm_up_seconds=0.2, transport="native", only=("issue",)), Notes()
+    )
+    assert not result.error
+    assert result.sound
+    document = json.loads(json.dumps(result.to_json()))
+    assert document["options"]["transport"] == "native"
+    assert document["versions"]["pygrpc-native"]
+    assert [each["what"] for each in document["workloads"][0]["verdicts"]] == ["durable grants/s, at least"]
 
 
 def window(calls: int, server_us: float, *, granted: int = 0) -> Window:

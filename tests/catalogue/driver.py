@@ -50,10 +50,11 @@ class Catalogue:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.told = Told()
-        promotions, prizes = PromotionService(pool, self.told), PrizeService(pool, self.told)
+        promotions = PromotionService(self.told, reads=pool, writes=pool)
+        prizes = PrizeService(self.told, reads=pool, writes=pool)
         self.promotions = PromotionServicer(promotions)
         self.prizes = PrizeCatalogueServicer(prizes)
-        self.entrances = EntranceServicer(EntranceService(pool), promotions, prizes)
+        self.entrances = EntranceServicer(EntranceService(reads=pool, writes=pool), promotions, prizes)
 
     async def entrance(self, entrance_id: str = "checkout") -> entrance_pb2.Entrance:
         request = entrance_pb2.CreateEntranceRequest(

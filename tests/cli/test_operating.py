@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from guerdon_server.core.stock.buckets import BUCKETS_MAX
 from guerdon_server.platform import postgres
 from tests.cli.conftest import COMMAND, Cli, clean_env, started
 
@@ -45,6 +46,18 @@ def test_an_unmigrated_database_is_refused_then_migrated(
     assert alone.json("migrate")["steps"] == pending["steps"]
     assert alone.json("migrate") == {"dry_run": False, "steps": []}
     assert "up to date" in alone("migrate", "--dry-run").out
+
+
+def test_the_stock_buckets_of_a_promotion(cli: Cli, connections: dict[str, str]) -> None:
+    cli("promotion", "create", "very-hot")
+    cli.env |= connections
+    assert cli.json("buckets", "very-hot") == {"promotion_id": "very-hot", "gate_buckets": 1}
+    assert "3 stock buckets" in cli("buckets", "very-hot", "3").out
+    assert cli.json("buckets", "very-hot")["gate_buckets"] == 3
+    assert "no promotion cold" in cli("buckets", "cold", "2", code=1).err
+    assert cli("buckets", "very-hot", str(BUCKETS_MAX)).out
+    assert str(BUCKETS_MAX) in cli("buckets", "very-hot", str(BUCKETS_MAX + 1), code=2).err
+    cli("promotion", "transition", "very-hot", "scheduled")
 
 
 def test_two_servers_side_by_side(cli: Cli, connections: dict[str, str]) -> None:

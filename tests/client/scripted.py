@@ -33,9 +33,18 @@ class Seen:
     at_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Pushback:
+    """An error that ends with the trailer grpc-retry-pushback-ms."""
+
+    status: status_pb2.Status
+    milliseconds: str
+
+
 @dataclass(slots=True)
 class ScriptedServer:
-    """Answers one step after the other; the last one answers all that follow. A google.rpc.Status is an error."""
+    """Answers one step after the other; the last one answers all that follow. A google.rpc.Status is an error; with
+    a trailer, a Pushback."""
 
     target: str = ""
     steps: list[Step] = field(default_factory=list)
@@ -51,6 +60,10 @@ class ScriptedServer:
         step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
         if step is HANG:
             await asyncio.Event().wait()
+        if isinstance(step, Pushback):
+            as_sent = rpc_status.to_status(step.status)
+            trailers = (*as_sent.trailing_metadata, ("grpc-retry-pushback-ms", step.milliseconds))
+            await context.abort(as_sent.code, as_sent.details, trailers)
         if isinstance(step, status_pb2.Status):
             await context.abort_with_status(rpc_status.to_status(step))
         response = step(request) if callable(step) else step

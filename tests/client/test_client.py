@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta, timezone
+from math import inf
 from typing import Any, TypedDict
 
 import grpc
@@ -31,6 +32,7 @@ from guerdon import (
     InvalidArgument,
     IssueOutcome,
     ItemError,
+    ItemOutcome,
     NotFound,
     OutcomeUnknown,
     PendingOutcome,
@@ -43,9 +45,11 @@ from guerdon import (
     Unavailable,
 )
 from guerdon.v1 import prize_pb2
-from tests.client.scripted import HANG, ScriptedServer, Step, scripted_server, status
+from tests.client.scripted import HANG, Pushback, ScriptedServer, Step, scripted_server, status
+from tests.cluster.proxy import Proxy, has_http2_message
 
 AT_ONCE = RetryPolicy(base_delay_seconds=0.0, max_delay_seconds=0.0)
+ONCE = RetryPolicy(max_attempts=1)
 GRANT = prize_pb2.IssuePrizeResponse(granted=prize_pb2.Issuance(issuance_id="i-1", request_id="r"))
 Issue = Callable[..., Awaitable[IssueOutcome]]
 
@@ -228,6 +232,126 @@ async def test_a_server_that_is_not_there_is_unavailable(flavour: str) -> None:
     assert not error.value.outcome_unknown, "a read leaves nothing open"
 
 
+async def test_an_overload_is_repeated_when_the_server_said(issue: Issue, scripted: ScriptedServer) -> None:
+    scripted.answers(status(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry_after_ms=60), GRANT)
+    await issue()
+    first, second = scripted.seen
+    assert second.at_seconds - first.at_seconds >= 0.06
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED], ids=str)
+@pytest.mark.parametrize(("retry_after_ms", "pushback_ms"), [(None, 60), (1, 60), (60, 1)])
+async def test_a_retry_comes_no_earlier_than_the_latest_that_the_server_says(
+    issue: Issue, scripted: ScriptedServer, code: grpc.StatusCode, retry_after_ms: int | None, pushback_ms: int
+) -> None:
+    scripted.answers(Pushback(status(code, "BUSY", retry_after_ms=retry_after_ms), str(pushback_ms)), GRANT)
+    await issue()
+    first, second = scripted.seen
+    assert second.at_seconds - first.at_seconds >= 0.06
+
+
+@pytest.mark.parametrize("milliseconds", ["-1", "soon", ""])
+async def test_a_server_can_ask_not_to_be_asked_again(
+    issue: Issue, scripted: ScriptedServer, milliseconds: str
+) -> None:
+    scripted.answers(Pushback(status(grpc.StatusCode.UNAVAILABLE, "BUSY", retry_after_ms=1), milliseconds))
+    with pytest.raises(Unavailable) as error:
+        await issue()
+    assert len(scripted.seen) == 1
+    assert error.value.retry_refused
+    assert not error.value.throttled
+
+
+async def test_a_pushback_beyond_the_deadline_is_not_waited_for(issue: Issue, scripted: ScriptedServer) -> None:
+    scripted.answers(Pushback(status(grpc.StatusCode.UNAVAILABLE, "BUSY"), "60000"))
+    with pytest.raises(Unavailable) as error:
+        await issue()
+    assert len(scripted.seen) == 1
+    assert error.value.retry_after_seconds == 60.0
+
+
+# The retry budget
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def budgeted(flavour: str, scripted: ScriptedServer) -> AsyncIterator[Callable[..., Awaitable[IssueOutcome]]]:
+    """Issues with one client of 10 tokens, of which a success gives half a one back; arguments: with_options."""
+    policy = RetryPolicy(
+        max_attempts=50, base_delay_seconds=0.0, max_delay_seconds=0.0, max_tokens=10.0, token_ratio=0.5
+    )
+    async with AsyncClient(scripted.target, retry=policy, timeout=20.0) as client:
+        with Client(scripted.target, retry=policy, timeout=20.0) as waiting:
+
+            async def call(**options: Any) -> IssueOutcome:
+                if flavour == "asyncio":
+                    return await client.with_options(**options).issue_prize(**IDS)
+                return await asyncio.to_thread(functools.partial(waiting.with_options(**options).issue_prize, **IDS))
+
+            yield call
+
+
+async def test_while_half_of_the_budget_is_gone_nothing_is_repeated(budgeted: Issue, scripted: ScriptedServer) -> None:
+    scripted.answers(status(grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE"))
+    for attempts in (5, 1, 1):
+        before = len(scripted.seen)
+        with pytest.raises(Unavailable) as error:
+            await budgeted()
+        assert len(scripted.seen) - before == attempts
+        assert error.value.throttled
+        assert error.value.reason == "LEDGER_UNAVAILABLE", "what was last known is told"
+        assert error.value.outcome_unknown
+        assert str(error.value).endswith("not repeated: the retry budget is used up")
+
+
+async def test_successes_fill_the_budget_again(budgeted: Issue, scripted: ScriptedServer) -> None:
+    scripted.answers(status(grpc.StatusCode.UNAVAILABLE))
+    with pytest.raises(Unavailable):
+        await budgeted()
+    scripted.answers(GRANT)
+    for _ in range(3):  # 6.5 tokens now; the next failure leaves 5.5
+        await budgeted()
+    scripted.answers(status(grpc.StatusCode.UNAVAILABLE), GRANT)
+    before = len(scripted.seen)
+    assert isinstance(await budgeted(), Granted)
+    assert len(scripted.seen) - before == 2
+
+
+async def test_the_budget_never_holds_more_than_its_most(budgeted: Issue, scripted: ScriptedServer) -> None:
+    scripted.answers(GRANT)
+    for _ in range(20):
+        await budgeted()
+    scripted.answers(status(grpc.StatusCode.UNAVAILABLE))
+    before = len(scripted.seen)
+    with pytest.raises(Unavailable):
+        await budgeted()
+    assert len(scripted.seen) - before == 5
+
+
+async def test_all_calls_of_a_client_share_one_budget(budgeted: Issue, scripted: ScriptedServer) -> None:
+    scripted.answers(status(grpc.StatusCode.UNAVAILABLE))
+    calls = [budgeted(timeout=float(10 + n)) for n in range(40)]
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(error, Unavailable) for error in errors)
+    assert len(scripted.seen) == 40 + 4
+
+
+async def test_answers_that_decide_take_nothing_from_the_budget(budgeted: Issue, scripted: ScriptedServer) -> None:
+    scripted.answers(status(grpc.StatusCode.NOT_FOUND))
+    for _ in range(20):
+        with pytest.raises(NotFound):
+            await budgeted()
+    scripted.answers(status(grpc.StatusCode.UNAVAILABLE), GRANT)
+    assert isinstance(await budgeted(), Granted)
+
+
+async def test_without_a_budget_attempts_are_all_that_is_bounded(budgeted: Issue, scripted: ScriptedServer) -> None:
+    scripted.answers(status(grpc.StatusCode.UNAVAILABLE))
+    with pytest.raises(Unavailable) as error:
+        await budgeted(retry=RetryPolicy(max_attempts=300, base_delay_seconds=0.0, max_tokens=inf))
+    assert len(scripted.seen) == 300
+    assert not error.value.throttled
+
+
 # Deadlines
 
 
@@ -298,14 +422,15 @@ async def test_errors_are_decoded_from_their_details(
     violations = [("user_id", "is empty"), ("attributes[a]", "is odd")]
     scripted.answers(status(code, reason, metadata={"field": "user_id"}, violations=violations, retry_after_ms=1500))
     with pytest.raises(GuerdonError) as caught:
-        await issue()
+        await issue(retry=ONCE)
     error = caught.value
     assert type(error) is raised
     assert (error.code, error.reason, error.domain) == (code, reason, "guerdon.dev")
     assert error.metadata == {"field": "user_id"}
     assert error.field_violations == tuple(FieldViolation(*each) for each in violations)
     assert error.retry_after_seconds == 1.5
-    assert str(error) == f"{code.name} / {reason}: for people; user_id: is empty; attributes[a]: is odd"
+    is_open = "; the outcome is open: repeat with the same request id, or ask" if error.outcome_unknown else ""
+    assert str(error) == f"{code.name} / {reason}: for people; user_id: is empty; attributes[a]: is odd{is_open}"
 
 
 @pytest.mark.parametrize(
@@ -327,6 +452,61 @@ async def test_an_earlier_attempt_can_leave_the_outcome_open(
         await issue()
     assert error.value.outcome_unknown is unknown
     assert len(scripted.seen) == len(steps)
+
+
+OPENING = [
+    status(grpc.StatusCode.UNAVAILABLE, "OUTCOME_UNKNOWN"),
+    status(grpc.StatusCode.UNAVAILABLE),
+    status(grpc.StatusCode.CANCELLED),
+    status(grpc.StatusCode.ABORTED, "CONTENTION"),
+]
+NOTHING_DONE = [
+    status(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry_after_ms=60_000),
+    status(grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE", retry_after_ms=60_000),
+    status(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", retry_after_ms=60_000),
+    status(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT"),
+    status(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
+]
+
+
+@pytest.mark.parametrize("last", NOTHING_DONE, ids=lambda each: str(each.code))
+@pytest.mark.parametrize("first", OPENING, ids=lambda each: str(each.code))
+async def test_that_the_last_attempt_did_nothing_says_nothing_of_those_before(
+    issue: Issue, scripted: ScriptedServer, first: Step, last: Step
+) -> None:
+    scripted.answers(first, last)
+    with pytest.raises(GuerdonError) as error:
+        await issue()
+    assert len(scripted.seen) == 2
+    assert error.value.outcome_unknown
+    assert error.value.retryable
+    assert "the outcome is open" in str(error.value)
+
+
+async def test_an_attempt_whose_connection_broke_leaves_the_outcome_open(
+    flavour: str, scripted: ScriptedServer
+) -> None:
+    """The answer to it was a grant, which was lost on its way."""
+    overloaded = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry_after_ms=60_000)
+    scripted.answers(pending(1), GRANT, overloaded)
+    host, _, port = scripted.target.rpartition(":")
+    async with Proxy(host, int(port), counts=has_http2_message) as proxy:
+        target = f"127.0.0.1:{proxy.port}"
+        async with AsyncClient(target, timeout=20.0) as client:
+            with Client(target, timeout=20.0) as waiting:
+
+                async def issue() -> IssueOutcome:
+                    if flavour == "asyncio":
+                        return await client.issue_prize(**IDS)
+                    return await asyncio.to_thread(functools.partial(waiting.issue_prize, **IDS))
+
+                assert isinstance(await issue(), Granted)  # and so it is connected
+                scripted.answers(GRANT, overloaded)
+                proxy.lose_replies = 1
+                with pytest.raises(ResourceExhausted) as error:
+                    await issue()
+    assert error.value.outcome_unknown
+    assert len(scripted.seen) == 4
 
 
 async def test_an_error_without_details_still_has_its_code(issue: Issue, scripted: ScriptedServer) -> None:
@@ -361,6 +541,12 @@ def batch_answer(*words: str) -> prize_pb2.BatchIssuePrizesResponse:
             result.pending.retry_after_ms = 1
         elif word == "unavailable":
             result.error.MergeFromString(status(grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE").SerializeToString())
+        elif word in ("overloaded", "busy"):
+            later = {"overloaded": 60_000, "busy": 1}[word]
+            shed = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry_after_ms=later)
+            result.error.MergeFromString(shed.SerializeToString())
+        elif word == "rejected":
+            result.rejected.reason = prize_pb2.REJECTION_REASON_BATCH_NOT_GRANTED
         elif word == "error":
             result.error.MergeFromString(
                 status(
@@ -376,10 +562,14 @@ def batch_answer(*words: str) -> prize_pb2.BatchIssuePrizesResponse:
 async def batch(scripted: ScriptedServer, mode: BatchMode, *steps: Step) -> list[str]:
     """Asks for three rewards; tells of each what came of it."""
     scripted.answers(*steps)
+    outcomes = await batch_outcomes(scripted, mode)
+    return [each.issuance.issuance_id if isinstance(each, Granted) else type(each).__name__ for each in outcomes]
+
+
+async def batch_outcomes(scripted: ScriptedServer, mode: BatchMode) -> Sequence[ItemOutcome]:
     items = [BatchItem("z", "u", f"r{i}") for i in range(3)]
     async with AsyncClient(scripted.target, retry=AT_ONCE, timeout=20.0) as client:
-        outcomes = await client.batch_issue_prizes(promotion_id="p", entrance_id="e", items=items, mode=mode)
-    return [each.issuance.issuance_id if isinstance(each, Granted) else type(each).__name__ for each in outcomes]
+        return await client.batch_issue_prizes(promotion_id="p", entrance_id="e", items=items, mode=mode)
 
 
 def asked(scripted: ScriptedServer) -> list[list[str]]:
@@ -417,6 +607,41 @@ async def test_items_are_not_asked_for_without_end(scripted: ScriptedServer) -> 
     )
     assert words == ["first-0", "second-1", "ItemError"]
     assert len(scripted.seen) == AT_ONCE.max_attempts
+
+
+async def test_a_round_for_items_that_failed_takes_from_the_budget(scripted: ScriptedServer) -> None:
+    scripted.answers(batch_answer("unavailable", "unavailable", "unavailable"))
+    policy = RetryPolicy(max_attempts=50, base_delay_seconds=0.0, max_tokens=10.0, token_ratio=0.0)
+    items = [BatchItem("z", "u", f"r{i}") for i in range(3)]
+    async with AsyncClient(scripted.target, retry=policy, timeout=20.0) as client:
+        outcomes = await client.batch_issue_prizes(promotion_id="p", entrance_id="e", items=items)
+    assert all(isinstance(each, ItemError) and each.error.throttled for each in outcomes)
+    assert len(scripted.seen) == 5
+
+
+async def test_what_a_lost_attempt_of_a_batch_may_have_done_is_said_of_its_items(scripted: ScriptedServer) -> None:
+    scripted.answers(status(grpc.StatusCode.UNAVAILABLE), batch_answer("first", "overloaded", "error"))
+    _, overloaded, wrong = await batch_outcomes(scripted, BatchMode.PER_ITEM)
+    assert isinstance(overloaded, ItemError)
+    assert isinstance(wrong, ItemError)
+    assert overloaded.error.outcome_unknown
+    assert not wrong.error.outcome_unknown
+
+
+async def test_what_a_lost_repetition_of_a_batch_may_have_done_is_said_of_its_items(scripted: ScriptedServer) -> None:
+    scripted.answers(batch_answer("first", "busy", "pending"), status(grpc.StatusCode.UNAVAILABLE))
+    granted, busy, waits = await batch_outcomes(scripted, BatchMode.PER_ITEM)
+    assert isinstance(granted, Granted)
+    assert isinstance(busy, ItemError)
+    assert busy.error.outcome_unknown
+    assert waits == PendingOutcome(1)
+
+
+async def test_a_rejection_of_a_batch_that_was_repeated_as_a_whole_and_lost_is_open(scripted: ScriptedServer) -> None:
+    scripted.answers(batch_answer("rejected", "busy", "rejected"), status(grpc.StatusCode.UNAVAILABLE))
+    for outcome in await batch_outcomes(scripted, BatchMode.ALL_OR_NOTHING):
+        assert isinstance(outcome, ItemError)
+        assert outcome.error.outcome_unknown
 
 
 async def test_an_all_or_nothing_batch_is_asked_for_whole(scripted: ScriptedServer) -> None:
@@ -552,6 +777,10 @@ def test_wrong_options_are_refused() -> None:
             Client("127.0.0.1:1", **wrong)
     with pytest.raises(ValueError, match="max_attempts"):
         RetryPolicy(max_attempts=0)
+    with pytest.raises(ValueError, match="max_tokens"):
+        RetryPolicy(max_tokens=0.0)
+    with pytest.raises(ValueError, match="token_ratio"):
+        RetryPolicy(token_ratio=-0.1)
     with pytest.raises(ValueError, match="base_delay_seconds"):
         RetryPolicy(base_delay_seconds=2.0, max_delay_seconds=1.0)
 

@@ -26,10 +26,10 @@ _SETTINGS = {
 _PROBE_KEY = "cluster-probe"
 
 
-class _Node(ValkeyEngine):
+class ValkeyNode(ValkeyEngine):
     """One process with its folder."""
 
-    def __init__(self, data_dir: Path, *, password_of: _Node | None = None) -> None:
+    def __init__(self, data_dir: Path, *, password_of: ValkeyNode | None = None) -> None:
         if password_of is not None:
             shutil.copy(password_of.data_dir / "secrets.json", make_folder(data_dir) / "secrets.json")
         super().__init__(data_dir, settings=_SETTINGS)
@@ -61,7 +61,7 @@ class _Node(ValkeyEngine):
             fields: Mapping[str, Any] = await client.info(section)
             return fields
 
-    async def follow(self, primary: _Node) -> None:
+    async def follow(self, primary: ValkeyNode) -> None:
         """Become its replica; returns when it has all that the primary has."""
         await self.call("REPLICAOF", HOST, primary.port)
 
@@ -83,10 +83,10 @@ class ValkeyGroup:
     """
 
     def __init__(self, folder: Path, *, replica: bool = True) -> None:
-        self._primary = _Node(folder / "valkey-a")
-        self._replica: _Node | None = None
+        self._primary = ValkeyNode(folder / "valkey-a")
+        self._replica: ValkeyNode | None = None
         if replica:
-            self._replica = _Node(folder / "valkey-b", password_of=self._primary)
+            self._replica = ValkeyNode(folder / "valkey-b", password_of=self._primary)
         self._dump = folder / "valkey-dump.rdb"
         self._stack = AsyncExitStack()
         self.followers: list[Proxy] = []
@@ -102,6 +102,11 @@ class ValkeyGroup:
     def url(self) -> str:
         """Of the primary, directly, with the password."""
         return self._primary.url
+
+    @property
+    def replica_url(self) -> str:
+        """Of the replica, directly, with the password."""
+        return self._other.url
 
     def url_through(self, proxy: Proxy) -> str:
         """The same with the proxy's address."""
@@ -124,7 +129,7 @@ class ValkeyGroup:
         return {node.data_dir.name: log_tail(node.log_path) for node in self._nodes}
 
     @property
-    def _nodes(self) -> list[_Node]:
+    def _nodes(self) -> list[ValkeyNode]:
         return [self._primary, *([self._replica] if self._replica is not None else [])]
 
     # --- life -----------------------------------------------------------------------------------------------------
@@ -257,7 +262,7 @@ class ValkeyGroup:
             await replica.follow(self._primary)
 
     @property
-    def _other(self) -> _Node:
+    def _other(self) -> ValkeyNode:
         if self._replica is None:
             raise NotPossible("this cluster has no replica of Valkey")
         return self._replica

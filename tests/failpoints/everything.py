@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,7 +14,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from guerdon.v1 import entrance_pb2 as entrance
 from guerdon.v1 import prize_pb2 as prize
 from guerdon.v1 import promotion_pb2 as promotion
-from guerdon_server.core.stock.model import NO_LIMIT, AdmitItem
+from guerdon_server.core.stock.buckets import bucket_of, tags
+from guerdon_server.core.stock.model import NO_LIMIT, AdmitItem, Epoch
 from guerdon_server.core.stock.redis.store import RedisGate, keys
 from guerdon_server.platform import postgres, redis
 from guerdon_server.settings import Settings
@@ -23,6 +25,7 @@ T = TypeVar("T")
 _PAUSE_SECONDS = 0.01
 _ASSET, _LATER_ASSET = "USD/2", "COIN"
 _CENTS = 500
+_BUCKETS = 2
 _DEAD_SLOT = 0xFFFFF
 """The low bits of an admission that no living worker made."""
 
@@ -80,6 +83,7 @@ class Round:
             self.issues,
             self.changes,
             self.resolves,
+            self.spreads,
             self.loses_the_gate,
             self.loses_a_worker,
             self.pauses,
@@ -186,6 +190,16 @@ class Round:
             refused = await self._refused(odd)
             assert refused.code == "NOT_FOUND", refused
 
+    async def spreads(self) -> None:
+        """Two buckets from now on; the second has nothing until the first gives."""
+        connection = await postgres.connect(self.settings.postgres_dsn)
+        try:
+            await connection.execute("SELECT guerdon.set_gate_buckets($1, $2)", self.name, _BUCKETS)
+        finally:
+            await connection.close()
+        await self.issue(self.ask(self._named("spread", bucket=1), prize_id=self.late, user_id="sue"))
+        await self.issue(self.ask("single"))
+
     async def loses_the_gate(self) -> None:
         """Its keys and the scripts are deleted: a new epoch, and what was granted before is marked again."""
         client = redis.connect(self.settings.redis_url)
@@ -194,7 +208,7 @@ class Round:
             await client.unlink(*keys(await self._sid()))
         finally:
             await client.aclose()
-        await self.issue(self.ask("reopened", prize_id=self.late))
+        await self.issue(self.ask(self._named("reopened", bucket=0), prize_id=self.late))
         await self.issue(self.ask("single"))
 
     async def loses_a_worker(self) -> None:
@@ -205,10 +219,13 @@ class Round:
         try:
             row = await connection.fetchrow("SELECT gate_epoch, gate_run_id FROM guerdon.promotion WHERE sid = $1", sid)
             assert row is not None
-            epoch, run_id = row
+            epoch = Epoch(*row)
             abandoned = AdmitItem(_DEAD_SLOT | 1 << 40, f"{self.name}-abandoned", NO_LIMIT, 0, ())
+            bucket = bucket_of(abandoned.request_id, epoch.buckets)
             # None: a rebuild came between, and there is nothing to abandon.
-            await RedisGate(client).admit(sid, epoch=epoch, run_id=run_id, items=[abandoned])
+            await RedisGate(client).admit(
+                tags(sid, epoch.buckets)[bucket], epoch=epoch.value, run_id=epoch.run_ids[bucket], items=[abandoned]
+            )
         finally:
             await client.aclose()
             await connection.close()
@@ -243,6 +260,11 @@ class Round:
             grants = sum(grant.prize_id == prize_id for grant in self.granted.values())
             equation = (stock.units, stock.issued_units, stock.remaining_units)
             assert equation == (units, grants, units - grants), (prize_id, stock)
+
+    def _named(self, prefix: str, *, bucket: int) -> str:
+        """A name whose request belongs to this bucket."""
+        names = (f"{prefix}-{number}" for number in itertools.count())
+        return next(name for name in names if bucket_of(self.id(name), _BUCKETS) == bucket)
 
     # --- how ------------------------------------------------------------------------------------------------------
 

@@ -200,7 +200,9 @@ def _kills() -> list[Sequence[str]]:
 async def test_killed_there_it_loses_nothing(books: Settings, short_tmp: Path, group: Sequence[str]) -> None:
     """One server after the other dies, each at its point; the next is its restart. A second one goes on throughout."""
     # Longer than the lease, so that those who will die do what one server does for all, while they live.
-    patient = dataclasses.replace(books, reconcile_interval_ms=1500, invariants_interval_seconds=86_400)
+    patient = dataclasses.replace(
+        books, reconcile_interval_ms=1500, invariants_interval_seconds=86_400, capacity_interval_seconds=3600
+    )
     rounds: list[Round] = []
     async with bootstrap.running(patient) as endpoints, opened(endpoints.grpc) as second:
         async with _victims(books, short_tmp, group) as victims:

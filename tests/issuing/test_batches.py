@@ -6,6 +6,9 @@ import asyncio
 
 from guerdon.v1 import prize_pb2 as prize
 from tests.issuing.desk import Desk, Refusal, ask, fresh, item, kinds, reason
+from tests.transports import on_both_transports
+
+pytestmark = on_both_transports
 
 
 async def test_one_bad_item_of_each_kind_does_not_disturb_the_others(desk: Desk) -> None:

@@ -11,6 +11,9 @@ from guerdon_server.platform import postgres
 from guerdon_server.settings import Settings
 from tests.issuing.desk import WAIT_SECONDS_MAX, Desk, ask, eventually, reason
 from tests.issuing.proof import at_rest, open_admissions
+from tests.transports import on_both_transports
+
+pytestmark = on_both_transports
 
 
 async def test_an_attempt_in_flight_is_pending_on_every_server(desk: Desk, other: Desk, settings: Settings) -> None:

@@ -20,6 +20,9 @@ from guerdon_server import bootstrap
 from guerdon_server.platform import postgres
 from guerdon_server.settings import Settings
 from tests.issuing.desk import Desk, Refusal, ask, item, opened, outcome
+from tests.transports import on_both_transports
+
+pytestmark = on_both_transports
 
 _CALLS_OF_A_CONNECTION = 16
 _CALLS = 3 * _CALLS_OF_A_CONNECTION

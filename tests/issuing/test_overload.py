@@ -7,9 +7,6 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 
 import grpc
 import grpc.aio
@@ -22,6 +19,10 @@ from guerdon_server.platform.failpoints import Failpoints
 from guerdon_server.settings import Settings
 from tests.issuing.desk import Desk, Refusal, ask, item, kinds, opened, outcome
 from tests.issuing.proof import at_rest, proven
+from tests.transports import on_both_transports
+from tests.transports.elsewhere import elsewhere
+
+pytestmark = on_both_transports
 
 _RETRIES = {
     "methodConfig": [
@@ -32,7 +33,7 @@ _RETRIES = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "ABORTED", "CANCELLED"],
+                "retryableStatusCodes": ["UNAVAILABLE", "ABORTED", "CANCELLED", "RESOURCE_EXHAUSTED"],
             },
         }
     ]
@@ -136,6 +137,7 @@ async def test_while_commits_stand_still_new_calls_are_refused_instead_of_waitin
 async def test_more_calls_of_one_connection_than_may_be_are_refused_unseen_and_can_be_repeated(
     settings: Settings,
 ) -> None:
+    """What gRPC's client keeps back, grpcio refuses all the same: it counts streams until they are put away."""
     tiny = dataclasses.replace(settings, calls_per_connection_max=16)
     async with bootstrap.running(tiny) as endpoints, opened(endpoints.grpc) as desk:
         await desk.opens()
@@ -143,8 +145,7 @@ async def test_more_calls_of_one_connection_than_may_be_are_refused_unseen_and_c
         asked = [ask() for _ in range(300)]
         answers = await asyncio.gather(*(outcome(desk.issue(one)) for one in asked))
         refused = [answer for answer in answers if isinstance(answer, Refusal)]
-        assert refused
-        assert {refusal.code for refusal in refused} == {"UNAVAILABLE"}
+        assert {refusal.code for refusal in refused} == ({"UNAVAILABLE"} if settings.transport == "grpcio" else set())
         assert (await desk.stock()).issued_units == len(asked) - len(refused)
 
         left, tries = asked, 0
@@ -178,9 +179,9 @@ def test_calls_that_nobody_looked_at_in_time_are_dropped(settings: Settings) -> 
     """The loop of the server stands still for longer than they may wait; that of the caller is another one."""
     tiny = dataclasses.replace(settings, backlog_seconds_max=1)
     with (
-        _elsewhere(tiny) as (target, loop),
-        grpc.insecure_channel(target) as channel,
-        grpc.insecure_channel(target, options=_RETRYING) as patient,
+        elsewhere(tiny) as (endpoints, loop),
+        grpc.insecure_channel(endpoints.grpc) as channel,
+        grpc.insecure_channel(endpoints.grpc, options=_RETRYING) as patient,
     ):
         service, repeated = prize_pb2_grpc.PrizeServiceStub(channel), prize_pb2_grpc.PrizeServiceStub(patient)
         with pytest.raises(grpc.RpcError) as known:
@@ -190,8 +191,10 @@ def test_calls_that_nobody_looked_at_in_time_are_dropped(settings: Settings) -> 
         calls = [service.IssuePrize.future(ask(), timeout=20) for _ in range(20)]
         repeating = [repeated.IssuePrize.future(ask(), timeout=20) for _ in range(20)]
         codes = Counter(map(_code, calls))
-        assert codes.keys() <= {"CANCELLED", "NOT_FOUND"}, codes
-        assert codes["CANCELLED"] >= 15, codes
+        # grpcio resets the stream; native, where a refusal is cheap, says what it is.
+        dropped = "CANCELLED" if settings.transport == "grpcio" else "RESOURCE_EXHAUSTED"
+        assert codes.keys() <= {dropped, "NOT_FOUND"}, codes
+        assert codes[dropped] >= 15, codes
         assert set(map(_code, repeating)) == {"NOT_FOUND"}
 
 
@@ -200,30 +203,3 @@ def _code(call: grpc.Future[prize_pb2.IssuePrizeResponse]) -> str:
     error = call.exception()
     assert isinstance(error, grpc.RpcError), error
     return str(error.code().name)
-
-
-@contextmanager
-def _elsewhere(settings: Settings) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
-    """A server in a thread with a loop of its own."""
-    ready: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-
-    async def serve() -> None:
-        stop = asyncio.Event()
-        async with bootstrap.running(settings) as endpoints:
-            ready.set_result((endpoints.grpc, asyncio.get_running_loop(), stop))
-            await stop.wait()
-
-    with ThreadPoolExecutor(1) as pool:
-        served = pool.submit(asyncio.run, serve())
-
-        def told(done: Future[None]) -> None:
-            if not ready.done():
-                ready.set_exception(done.exception() or AssertionError("it ended"))
-
-        served.add_done_callback(told)
-        target, loop, stop = ready.result()
-        try:
-            yield target, loop
-        finally:
-            loop.call_soon_threadsafe(stop.set)
-            served.result()

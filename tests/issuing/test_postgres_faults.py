@@ -45,7 +45,7 @@ async def frail(
         redis_url=redis_url,
         grpc_port=0,
         metrics_port=0,
-        postgres_connections_max=4,
+        postgres_connections_max=6,
         reconcile_interval_ms=50,
         catalogue_poll_ms=100,
         lease_seconds=1,

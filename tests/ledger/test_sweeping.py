@@ -126,7 +126,7 @@ async def test_a_replay_that_a_dead_worker_had_admitted_is_given_back_and_known(
     """The gate had forgotten the grant, and let its request in again."""
     granted = await shop.admits(shop.mine, "r1")
     assert await shop.commits(granted) is CommitCode.GRANTED
-    shop.gate.settle(shop.books.promotion, [Settlement(granted.admission, SettleCode.GRANTED)])
+    shop.gate.settle(shop.books.promotion, [Settlement(granted.admission, granted.request_id, SettleCode.GRANTED)])
     await shop.until_open(0)
     await redis_client.hdel(keys(shop.books.promotion)[1], "r1")
     await shop.admits(_DEAD, "r1")

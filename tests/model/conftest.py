@@ -91,7 +91,7 @@ def served(engines: Engines, dsn: str, redis_database: int) -> Settings:
         redis_url=f"{engines.redis_url.rsplit('/', 1)[0]}/{redis_database}",
         grpc_port=0,
         metrics_port=0,
-        postgres_connections_max=4,
+        postgres_connections_max=6,
         test_mode=True,
     )
 

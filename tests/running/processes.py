@@ -57,6 +57,7 @@ def environment(settings: Settings, **more: str) -> Mapping[str, str]:
         "GUERDON_REDIS_URL": settings.redis_url,
         "GUERDON_GRPC_PORT": "0",
         "GUERDON_METRICS_PORT": "0",
+        "GUERDON_TRANSPORT": settings.transport,
         "GUERDON_TEST_MODE": "true",
         "GUERDON_LEASE_SECONDS": "1",
         "GUERDON_RECONCILE_INTERVAL_MS": "50",
@@ -65,19 +66,19 @@ def environment(settings: Settings, **more: str) -> Mapping[str, str]:
     return {**inherited, **ours, **more}
 
 
-async def spawned(variables: Mapping[str, str]) -> asyncio.subprocess.Process:
+async def spawned(variables: Mapping[str, str], *options: str) -> asyncio.subprocess.Process:
     """Starts it."""
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "guerdon_server", "serve", "--json"),
+        *(sys.executable, "-m", "guerdon_server", "serve", "--json", *options),
         env=variables,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
 
 
-async def refused(variables: Mapping[str, str]) -> Ended:
+async def refused(variables: Mapping[str, str], *options: str) -> Ended:
     """A start that must fail."""
-    child = await spawned(variables)
+    child = await spawned(variables, *options)
     try:
         async with asyncio.timeout(_END_SECONDS_MAX):
             out, err = await child.communicate()

@@ -21,8 +21,10 @@ from tests.issuing.crowd import crowd
 from tests.issuing.desk import Refusal, ask, eventually, item, opened, outcome
 from tests.issuing.proof import at_rest, open_admissions, proven
 from tests.running.processes import environment, refused, serving
+from tests.transports import on_both_transports
 
 
+@on_both_transports
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_finishes_what_is_in_flight_and_ends_with_status_0(settings: Settings, number: signal.Signals) -> None:
     async with serving(settings) as process, opened(process.grpc) as desk:
@@ -61,6 +63,7 @@ async def test_it_finishes_what_is_in_flight_and_ends_with_status_0(settings: Se
     await proven(settings)
 
 
+@on_both_transports
 async def test_it_ends_under_load_without_losing_an_answer(settings: Settings) -> None:
     async with (
         serving(settings) as first,
@@ -82,6 +85,7 @@ async def test_it_ends_under_load_without_losing_an_answer(settings: Settings) -
     await proven(settings)
 
 
+@on_both_transports
 async def test_what_a_killed_server_had_admitted_is_given_back(settings: Settings) -> None:
     async with serving(settings) as process, opened(process.grpc) as desk:
         await desk.opens()
@@ -197,6 +201,7 @@ async def test_it_does_not_start_where_an_acknowledged_grant_could_be_lost(setti
     assert "Traceback" not in ended.told
 
 
+@on_both_transports
 async def test_a_taken_port_is_told(settings: Settings, server_target: str) -> None:
     port = server_target.rsplit(":", 1)[1]
 
@@ -207,13 +212,32 @@ async def test_a_taken_port_is_told(settings: Settings, server_target: str) -> N
     assert "Traceback" not in ended.told
 
 
+async def test_a_server_stops_at_whatever_moment_it_is_told_to(settings: Settings) -> None:
+    for moment in range(12):  # in the middle of what its background does at the start
+        async with bootstrap.running(settings):
+            for _ in range(moment):
+                await asyncio.sleep(0)
+
+
 _PROMISED = {
     *("guerdon_outcomes", "guerdon_queued_items", "guerdon_batches_in_flight", "guerdon_batch_items"),
     *("guerdon_batch_seconds", "guerdon_open_admissions", "guerdon_open_admission_age_seconds"),
     *("guerdon_invariant_violations", "guerdon_calls_in_flight", "guerdon_calls_shed", "grpc_server_handled"),
-    *("grpc_server_handling_seconds", "grpc_server_started"),
+    *("grpc_server_handling_seconds", "grpc_server_started", "guerdon_queue_age_seconds", "guerdon_queue_refusals"),
+    *("guerdon_over_issued_units", "guerdon_gate_drift_units", "guerdon_gate_moved_units", "guerdon_capacity_units"),
+    *("guerdon_capacity_issued_units", "guerdon_engine_silent_seconds", "guerdon_engine_answer_seconds"),
+    *(
+        "guerdon_pool_connections",
+        "guerdon_pool_waiting",
+        "guerdon_pool_wait_seconds",
+        "guerdon_event_loop_lag_seconds",
+    ),
 }
-_BOUNDED = {"stage", "outcome", "event", "result", "found", "grpc_code", "grpc_method", "grpc_service", "grpc_type"}
+_BOUNDED = {
+    *("stage", "outcome", "event", "result", "found", "grpc_code", "grpc_method", "grpc_service", "grpc_type"),
+    *("engine", "pool", "state", "priority", "le"),
+    *("promotion", "kind", "item"),  # the fullest promotions only: core/issuance/postgres/capacity_watch.py
+}
 
 
 def scraped(endpoint: str) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -226,6 +250,7 @@ def scraped(endpoint: str) -> dict[str, list[tuple[dict[str, str], float]]]:
     }
 
 
+@on_both_transports
 async def test_metrics_tell_what_is_promised_and_their_labels_are_bounded(
     settings: Settings, endpoints: bootstrap.Endpoints
 ) -> None:
@@ -250,6 +275,9 @@ async def test_metrics_tell_what_is_promised_and_their_labels_are_bounded(
         name: len(samples) - len(before[name]) for name, samples in after.items() if len(samples) > len(before[name])
     }
     assert all(name.startswith("grpc_server") for name in grown), grown
+    ours = {name: samples for name, samples in after.items() if name.startswith(("guerdon_", "grpc_"))}
+    ours.pop("guerdon_build_info")
+    assert {label for samples in ours.values() for labels, _ in samples for label in labels} <= _BOUNDED
     values = {name: {str(labels): value for labels, value in samples} for name, samples in after.items()}
     text = str(values)
     assert not any(made_up in text for made_up in ("p-7", "z-7", "u-7", "v-7", "who-7", "M7"))

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from guerdon_server.core.stock.model import AdmitItem, Epoch, ResourceState
@@ -38,6 +38,11 @@ class MemoryLedger:
         self.accounts[resource] = replace(held, capacity=capacity, version=held.version + 1)
         return self.accounts[resource]
 
+    def set_buckets(self, group: int, buckets: int) -> None:
+        """An epoch that is loaded nowhere, with so many."""
+        value = self.epochs[group][-1].value if self.epochs[group] else 2**62
+        self.epochs[group].append(Epoch(value + (1 << 24), "," * (buckets - 1)))
+
     def commit(self, group: int, epoch: int, item: AdmitItem) -> str:
         """granted, replayed, refused or stale."""
         if self.epochs[group][-1].value != epoch:
@@ -58,6 +63,10 @@ class MemoryLedger:
         if self.away:
             raise ServiceError(Code.UNAVAILABLE, "LEDGER_UNAVAILABLE", "the ledger is away")
         return self.epochs[group][-1] if self.epochs[group] else None
+
+    async def current_epochs(self, groups: Sequence[int]) -> Mapping[int, Epoch]:
+        found = {group: await self.current_epoch(group) for group in groups}
+        return {group: epoch for group, epoch in found.items() if epoch is not None}
 
     async def open_epoch(self, group: int, *, replacing: int | None, run_id: str) -> OpenedEpoch:
         await asyncio.sleep(0)

@@ -101,9 +101,16 @@ async def test_settling_twice_or_what_was_never_admitted_changes_nothing(gate: G
     first, other = item("a", (STOCK, 2), limit=("k", 5)), item("b", (STOCK, 3), limit=("k", 5))
     await admit(gate, first, other)
     await settled(gate, first, SettleCode.GIVEN_BACK)
-    gate.settle(GROUP, [Settlement(first.admission, SettleCode.GIVEN_BACK), Settlement(77, SettleCode.GIVEN_BACK)] * 2)
+    gate.settle(
+        GROUP,
+        [
+            Settlement(first.admission, first.request_id, SettleCode.GIVEN_BACK),
+            Settlement(77, "77", SettleCode.GIVEN_BACK),
+        ]
+        * 2,
+    )
     await settled(gate, other, SettleCode.GRANTED)
-    gate.settle(GROUP, [Settlement(other.admission, SettleCode.GIVEN_BACK)])
+    gate.settle(GROUP, [Settlement(other.admission, other.request_id, SettleCode.GIVEN_BACK)])
     await eventually(lambda: not gate.settling.queued_items)
     assert await used(gate, STOCK) == 3
     assert codes(await admit(gate, item("b"))) == [AdmitCode.GRANTED_BEFORE]
@@ -115,7 +122,7 @@ async def test_one_settlement_call_may_name_an_admission_twice(
     first = item("a", (STOCK, 2))
     await admit(gate, first)
     epoch = ledger.epochs[GROUP][-1]
-    back = Settlement(first.admission, SettleCode.GIVEN_BACK)
+    back = Settlement(first.admission, first.request_id, SettleCode.GIVEN_BACK)
     assert await store.settle(GROUP, epoch=epoch.value, run_id=epoch.run_id, settlements=[back, back]) == 1
     assert await used(gate, STOCK) == 0
 
@@ -134,7 +141,7 @@ async def test_a_replay_that_the_commit_found_is_marked_and_takes_nothing(gate: 
 async def test_the_ledger_s_count_raises_the_limit_s(gate: Gate) -> None:
     first = item("a", limit=("k", 3))
     await admit(gate, first)
-    gate.settle(GROUP, [Settlement(first.admission, SettleCode.GIVEN_BACK, observed=3)])
+    gate.settle(GROUP, [Settlement(first.admission, first.request_id, SettleCode.GIVEN_BACK, observed=3)])
     await eventually(lambda: gate.counts.settled == 1)
     (answer,) = await admit(gate, item("b", limit=("k", 3)))
     assert (answer.code, answer.observed) == (AdmitCode.LIMIT_REACHED, 3)
@@ -232,7 +239,7 @@ async def test_the_largest_batch_on_as_many_resources_as_it_can_name(gate: Gate,
     assert {answer.code for answer in await admit(gate, *items)} == {AdmitCode.ADMITTED}
     state = await gate.inspect(GROUP)
     assert sum(held.used for held in state.resources) == 4000
-    gate.settle(GROUP, [Settlement(one.admission, SettleCode.GIVEN_BACK) for one in items])
+    gate.settle(GROUP, [Settlement(one.admission, one.request_id, SettleCode.GIVEN_BACK) for one in items])
     await eventually(lambda: gate.counts.settled == 1000)
     assert sum(held.used for held in (await gate.inspect(GROUP)).resources) == 0
 

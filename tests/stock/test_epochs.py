@@ -256,6 +256,16 @@ async def test_reconciling_an_idle_gate_that_is_wrong_opens_a_new_epoch(
     assert len(ledger.epochs[GROUP]) == 2
 
 
+async def test_reconciling_mends_a_use_below_nothing_that_somebody_wrote(
+    gate: Gate, ledger: MemoryLedger, redis_client: Client
+) -> None:
+    await grant(gate, ledger, item("a", (STOCK, 2)))
+    await redis_client.hset(keys(GROUP)[0], f"u:{STOCK}", "-7")
+    assert await gate.reconcile(GROUP) is Reconciled.DRIFTED
+    assert gate.counts.drift_units == 9
+    assert await used(gate, STOCK) == 2
+
+
 async def test_reconciling_a_busy_gate_sees_only_what_can_not_be(gate: Gate, ledger: MemoryLedger) -> None:
     await admit(gate, item("a", (BUDGET, 5)))
     ledger.accounts[BUDGET] = ResourceState(BUDGET, 1000, 1, 4)
@@ -284,3 +294,39 @@ async def test_background_jobs_pass_by_a_closed_group_without_opening_it(
     assert await newcomer.reconcile(GROUP) is Reconciled.CLOSED
     assert (await store.inspect(GROUP, resources=False)).open_epoch is None
     assert (await newcomer.admit(GROUP, [item("r2")])).answers[0].code is AdmitCode.ADMITTED
+
+
+async def test_a_marker_that_another_process_holds_is_not_believed(
+    gate: Gate, ledger: MemoryLedger, redis_client: Client
+) -> None:
+    # A replica that was promoted: the epoch is there, what was written last is not.
+    one = item("a")
+    await admit(gate, one)
+    assert await gate.is_pending(GROUP, "a")
+    meta, markers, _, _ = keys(GROUP)
+    await redis_client.hset(meta, "run", "0" * 40)
+    await redis_client.hdel(markers, "a")
+    assert not await gate.is_pending(GROUP, "a")
+    assert len(ledger.epochs[GROUP]) == 2, "it was opened anew, so that what it said is true: no commit can follow"
+
+
+async def test_an_epoch_that_another_worker_opened_is_noticed_without_a_commit(
+    new_gate: GateFactory, ledger: MemoryLedger
+) -> None:
+    gate = new_gate()
+    await admit(gate, item("a", (STOCK, 10)))
+    await ledger.open_epoch(GROUP, replacing=ledger.epochs[GROUP][0].value, run_id="0" * 40)  # at another process
+    ledger.set_capacity(STOCK, 20)
+    assert (await admit(gate, item("b")))[0].code is AdmitCode.REFUSED
+    await gate.look_at_epochs()
+    assert (await admit(gate, item("b")))[0].code is AdmitCode.ADMITTED
+
+
+async def test_a_capacity_that_meets_a_closed_group_opens_it(
+    gate: Gate, ledger: MemoryLedger, redis_client: Client
+) -> None:
+    await admit(gate, item("a"))
+    await redis_client.flushdb()
+    newer = ledger.set_capacity(STOCK, 20)
+    await gate.set_capacity(GROUP, resource=STOCK, capacity=newer.capacity, version=newer.version)
+    await eventually(lambda: len(ledger.epochs[GROUP]) == 2)

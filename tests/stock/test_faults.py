@@ -50,7 +50,9 @@ async def test_a_lost_reply_does_not_take_twice(far_gate: Gate, proxy: Proxy) ->
     assert proxy.lose_replies == 0
     assert await used(far_gate, STOCK) == 10
     proxy.lose_replies = 1
-    far_gate.settle(GROUP, [Settlement(admitted_one, SettleCode.GIVEN_BACK) for admitted_one in (7, 8)])
+    far_gate.settle(
+        GROUP, [Settlement(admitted_one, str(admitted_one), SettleCode.GIVEN_BACK) for admitted_one in (7, 8)]
+    )
     await eventually(lambda: proxy.lose_replies == 0)
 
 
@@ -86,7 +88,7 @@ async def test_settlements_outlive_an_absence(far_gate: Gate, proxy: Proxy) -> N
     first = item("a", (STOCK, 4))
     await far_gate.admit(GROUP, [first])
     proxy.go_away()
-    far_gate.settle(GROUP, [Settlement(first.admission, SettleCode.GIVEN_BACK)])
+    far_gate.settle(GROUP, [Settlement(first.admission, first.request_id, SettleCode.GIVEN_BACK)])
     await eventually(lambda: far_gate.settling.retries_total >= 2)
     with pytest.raises(GateUnavailable):
         await far_gate.admit(GROUP, [item("b")])
@@ -103,7 +105,7 @@ async def test_a_full_settle_queue_drops_the_oldest_and_counts_them(proxy: Proxy
     items = [item(f"r{i}") for i in range(6)]
     await gate.admit(GROUP, items)
     proxy.go_away()
-    gate.settle(GROUP, [Settlement(one.admission, SettleCode.GIVEN_BACK) for one in items])
+    gate.settle(GROUP, [Settlement(one.admission, one.request_id, SettleCode.GIVEN_BACK) for one in items])
     await eventually(lambda: gate.settling.retries_total >= 1)
     proxy.away = False
     await eventually(lambda: gate.counts.settled == 3)

@@ -105,7 +105,8 @@ async def test_any_history_agrees_with_the_model(gate: Gate, store: RedisGate, l
         elif model.open:
             ids = chance.choices([*model.open, 999], k=chance.randint(1, 6))
             batch_settled = [
-                Settlement(one, chance.choice(list(SettleCode)), chance.choice((0, 0, 2))) for one in dict.fromkeys(ids)
+                Settlement(one, "", chance.choice(list(SettleCode)), chance.choice((0, 0, 2)))
+                for one in dict.fromkeys(ids)
             ]
             epoch = ledger.epochs[GROUP][-1]
             settled = await store.settle(GROUP, epoch=epoch.value, run_id=epoch.run_id, settlements=batch_settled)
@@ -123,7 +124,7 @@ def _settle_all(model: Model, settlements: list[Settlement]) -> list[bool]:
         one = model.open.get(settlement.admission)
         if one is not None and settlement.code is SettleCode.GIVEN_BACK:
             floors[one.limit_key] = max(floors.get(one.limit_key, 0), settlement.observed)
-        outcomes.append(model.settle(Settlement(settlement.admission, settlement.code)))
+        outcomes.append(model.settle(Settlement(settlement.admission, settlement.request_id, settlement.code)))
     for limit_key, floor in floors.items():
         if limit_key != "-":
             model.limits[limit_key] = max(model.limits[limit_key], floor)

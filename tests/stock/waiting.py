@@ -26,7 +26,7 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, poll_se
 async def settled(gate: Gate, item: AdmitItem, code: SettleCode) -> None:
     """Settle one open admission and wait until that has arrived."""
     before = gate.counts.settled
-    gate.settle(GROUP, [Settlement(item.admission, code)])
+    gate.settle(GROUP, [Settlement(item.admission, item.request_id, code)])
     await eventually(lambda: gate.counts.settled == before + 1)
 
 

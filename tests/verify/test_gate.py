@@ -24,7 +24,7 @@ class Gate:
     promotion: int
     states: Iterator[GateState | None]
 
-    async def state(self, promotion_sid: int) -> GateState | None:
+    async def state(self, promotion_sid: int, buckets: int) -> GateState | None:
         return next(self.states) if promotion_sid == self.promotion else None
 
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from guerdon_server import bootstrap
@@ -12,6 +13,7 @@ from guerdon_server.platform.engines import Engines
 from guerdon_server.settings import Settings
 from tests.issuing.desk import Desk, ask, fresh, opened
 from tests.issuing.proof import at_rest, proven
+from tests.transports import TRANSPORTS
 
 # All that says what was configured and what was given; not who serves and who leads, which changes by itself.
 _TABLES = (
@@ -45,8 +47,8 @@ class House:
         return found
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def house(engines: Engines, migrated_template: str) -> AsyncIterator[House]:
+@pytest_asyncio.fixture(scope="module", loop_scope="session", params=TRANSPORTS)
+async def house(request: pytest.FixtureRequest, engines: Engines, migrated_template: str) -> AsyncIterator[House]:
     """Served to a whole module, since nothing that is refused may leave a trace."""
     name = fresh("wire").replace("-", "_")
     connection = await postgres.connect(engines.postgres_dsn)
@@ -60,6 +62,7 @@ async def house(engines: Engines, migrated_template: str) -> AsyncIterator[House
         redis_url=url,
         grpc_port=0,
         metrics_port=0,
+        transport=request.param,
         message_bytes_max=1 << 20,
         reconcile_interval_ms=60_000,
         test_mode=True,

@@ -13,14 +13,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from guerdon.v1 import prize_pb2 as prize
 from tests.issuing.desk import Refusal, ask, item, opened, outcome, refusal
+from tests.transports import frames
 from tests.wire.conftest import House
 
 messages: Any = reflection_pb2  # its types are not told
 SERVICES = {f"guerdon.v1.{name}Service" for name in ("Promotion", "Entrance", "Prize", "Account")}
-ISSUE = "/guerdon.v1.PrizeService/IssuePrize"
 
 
-def raw(house: House, method: str = ISSUE) -> Any:
+def raw(house: House, method: str = frames.ISSUE) -> Any:
     """A call that sends bytes as they are."""
     return house.desk.channel.unary_unary(method, request_serializer=bytes, response_deserializer=bytes)
 
@@ -85,32 +85,13 @@ async def test_a_deadline_that_has_passed_does_nothing(house: House) -> None:
     assert await house.everything() == before
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
-
-
-def _literal(name: bytes, value: bytes) -> bytes:
-    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-
 def _by_hand(house: House, timeout: bytes, request_ids: list[str]) -> bytes:
     """Calls as HTTP/2 frames: with a client its own deadline would pass before the server's answer."""
-    calls = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b"")
-    for number, request_id in enumerate(request_ids):
-        fields = {
-            b":method": b"POST",
-            b":scheme": b"http",
-            b":path": ISSUE.encode(),
-            b":authority": house.target.encode(),
-            b"te": b"trailers",
-            b"content-type": b"application/grpc",
-            b"grpc-timeout": timeout,
-        }
-        headers = b"".join(_literal(name, value) for name, value in fields.items())
-        message = ask(request_id).SerializeToString()
-        stream = 2 * number + 1
-        calls += _frame(1, 4, stream, headers) + _frame(0, 1, stream, b"\x00" + len(message).to_bytes(4) + message)
-    return calls
+    calls = (
+        frames.call(house.target, 2 * number + 1, ask(request_id).SerializeToString(), [(b"grpc-timeout", timeout)])
+        for number, request_id in enumerate(request_ids)
+    )
+    return frames.PREFACE + frames.settings() + b"".join(calls)
 
 
 async def test_a_deadline_that_can_not_be_met_is_refused_before_any_work(house: House) -> None:

@@ -11,7 +11,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from guerdon import _codec as codec
 from guerdon import _rpcs as rpcs
 from guerdon import model
-from guerdon._flow import Flow, Terms, delay_before_retry, unary
+from guerdon._flow import Flow, Terms, attempted, delays_before_retry, unary
 from guerdon.errors import GuerdonError
 from guerdon.model import KEEP, Keep
 from guerdon.v1 import account_pb2, entrance_pb2, prize_pb2, promotion_pb2
@@ -338,7 +338,8 @@ def batch_issue_prizes(
 
     PER_ITEM: each for itself. ALL_OR_NOTHING: all are granted, or none; a retried one replays whole. Raises like
     `issue_prize` for what is wrong with the batch; what is wrong with one item is its ItemError. Items that are pending
-    or failed with UNAVAILABLE or ABORTED are asked for again within the deadline; the others keep their outcome.
+    or failed with what is repeated (see RetryPolicy) are asked for again within the deadline; the others keep their
+    outcome.
     """
     request = prize_pb2.BatchIssuePrizesRequest(
         promotion_id=promotion_id,
@@ -347,8 +348,8 @@ def batch_issue_prizes(
         mode=codec.BATCH_MODE.number(mode),
     )
     deadline = terms.deadline()
-    response = yield from unary(terms, rpcs.BATCH_ISSUE_PRIZES, request, deadline)
-    outcomes = [codec.item_outcome(result) for result in response.results]
+    response, left_open = yield from attempted(terms, rpcs.BATCH_ISSUE_PRIZES, request, deadline)
+    outcomes = [codec.item_outcome(result, outcome_open=left_open) for result in response.results]
     for attempt in itertools.count(1):
         waits = _waits_seconds(terms, outcomes, attempt)
         if not waits or max(waits.values()) >= deadline - terms.clock():
@@ -363,8 +364,12 @@ def batch_issue_prizes(
         )
         try:
             response = yield from unary(terms, rpcs.BATCH_ISSUE_PRIZES, again, deadline, outcome_open=True)
-        except GuerdonError:
-            break  # what the other items were granted must not be lost; these keep the outcome that they had
+        except GuerdonError as error:
+            # What the other items were granted must not be lost, and these may have been granted now.
+            for i in asked:
+                if error.outcome_unknown and isinstance(outcomes[i], model.ItemError | model.Rejected):
+                    outcomes[i] = model.ItemError(error)
+            break
         for i, result in zip(asked, response.results, strict=True):
             outcomes[i] = codec.item_outcome(result, outcome_open=True)
     return tuple(outcomes)
@@ -372,14 +377,12 @@ def batch_issue_prizes(
 
 def _waits_seconds(terms: Terms, outcomes: Sequence[model.ItemOutcome], attempt: int) -> dict[int, float]:
     """Which items of a batch are worth asking for again, and how long each wants to wait before."""
-    waits: dict[int, float] = {}
-    for i, each in enumerate(outcomes):
-        wait = _pending_wait_seconds(each) if isinstance(each, model.PendingOutcome) else None
-        if isinstance(each, model.ItemError):
-            wait = delay_before_retry(terms, each.error, attempt)
-        if wait is not None:
-            waits[i] = wait
-    return waits
+    waits = {
+        i: _pending_wait_seconds(each) for i, each in enumerate(outcomes) if isinstance(each, model.PendingOutcome)
+    }
+    errors = {i: each.error for i, each in enumerate(outcomes) if isinstance(each, model.ItemError)}
+    delays = delays_before_retry(terms, list(errors.values()), attempt)
+    return waits | {i: delay for i, delay in zip(errors, delays, strict=True) if delay is not None}
 
 
 def get_issuance(

@@ -11,6 +11,7 @@ import itertools
 import random as random_module
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar, get_args
 
 import grpc
@@ -109,6 +110,12 @@ def _terms(timeout: float, retry: RetryPolicy | None, clock: Callable[[], float]
     return Terms(timeout, retry or RetryPolicy(), clock, random)
 
 
+def _other_terms(terms: Terms, timeout: float | None, retry: RetryPolicy | None) -> Terms:
+    """The budget of retries is the same one."""
+    timeout = terms.timeout_seconds if timeout is None else timeout
+    return replace(_terms(timeout, retry or terms.retry, terms.clock, terms.random), tokens=terms.tokens)
+
+
 def _metadata(principal: str | None) -> tuple[tuple[str, str], ...] | None:
     return None if principal is None else ((PRINCIPAL_METADATA_KEY, principal),)
 
@@ -178,12 +185,7 @@ class Client:
     def with_options(self, *, timeout: float | None = None, retry: RetryPolicy | None = None) -> Self:
         """The same client over the same connections with another deadline (seconds) or retry policy; cheap."""
         other = copy.copy(self)
-        other._terms = _terms(
-            self._terms.timeout_seconds if timeout is None else timeout,
-            retry or self._terms.retry,
-            self._terms.clock,
-            self._terms.random,
-        )
+        other._terms = _other_terms(self._terms, timeout, retry)
         return other
 
     def close(self) -> None:
@@ -271,12 +273,7 @@ class AsyncClient:
     def with_options(self, *, timeout: float | None = None, retry: RetryPolicy | None = None) -> Self:
         """The same client over the same connections with another deadline (seconds) or retry policy; cheap."""
         other = copy.copy(self)
-        other._terms = _terms(
-            self._terms.timeout_seconds if timeout is None else timeout,
-            retry or self._terms.retry,
-            self._terms.clock,
-            self._terms.random,
-        )
+        other._terms = _other_terms(self._terms, timeout, retry)
         return other
 
     async def close(self) -> None:

@@ -16,9 +16,10 @@ from google.rpc import (  # type: ignore[import-untyped, unused-ignore]
 from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
 
 _CODES: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
-RETRIED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED})
+_REPEATED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED})
 """Codes after which an attempt may be repeated at once. CANCELLED is the server's, which had no time to look at the
 call: a caller's own cancellation is no error."""
+_PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
 # Codes with which the server says that it looked at the request and refused it. After any other code a mutation may
 # have been applied, by this attempt or by an earlier one of the same call.
 _DECIDED: Final = frozenset(
@@ -65,6 +66,7 @@ class GuerdonError(Exception):
         metadata: Mapping[str, str] | None = None,
         field_violations: tuple[FieldViolation, ...] = (),
         retry_after_seconds: float | None = None,
+        retry_refused: bool = False,
         outcome_unknown: bool = False,
     ) -> None:
         super().__init__(message)
@@ -76,6 +78,10 @@ class GuerdonError(Exception):
         self.field_violations = field_violations
         self.retry_after_seconds = retry_after_seconds
         """What the server asks to wait before the next attempt; None where it did not say."""
+        self.retry_refused = retry_refused
+        """Whether the server asks that nothing is repeated by itself (a negative grpc-retry-pushback-ms)."""
+        self.throttled = False
+        """Whether this was not repeated because the client's retry budget was used up."""
         self.outcome_unknown = outcome_unknown
         """Whether the mutation may have been applied: repeat it with the same request id, or ask."""
 
@@ -86,12 +92,21 @@ class GuerdonError(Exception):
     @property
     def retryable(self) -> bool:
         """Whether the same call with the same request id may succeed later without a change."""
-        return self.code in RETRIED or self.code is grpc.StatusCode.RESOURCE_EXHAUSTED or self.outcome_unknown
+        return self.code in _REPEATED or self.code is grpc.StatusCode.RESOURCE_EXHAUSTED or self.outcome_unknown
+
+    @property
+    def transient(self) -> bool:
+        """Whether the client repeats such an attempt by itself, as far as attempts, budget, time and server allow."""
+        told_when = self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and self.retry_after_seconds is not None
+        return self.code in _REPEATED or told_when
 
     def __str__(self) -> str:
         name = f"{self.code.name} / {self.reason}" if self.reason else self.code.name
         violations = "".join(f"; {v.field}: {v.description}" for v in self.field_violations)
-        return f"{name}: {self.message}{violations}"
+        # What the server says of the last attempt ("nothing was done") may not hold for those before it.
+        is_open = "; the outcome is open: repeat with the same request id, or ask" if self.outcome_unknown else ""
+        throttled = "; not repeated: the retry budget is used up" if self.throttled else ""
+        return f"{name}: {self.message}{violations}{is_open}{throttled}"
 
 
 def _restored(kind: type[GuerdonError], message: str, attributes: dict[str, Any]) -> GuerdonError:
@@ -174,7 +189,13 @@ def from_rpc_error(error: grpc.RpcError, *, mutation: bool, outcome_open: bool =
 
     `outcome_open`: whether an earlier attempt of the same call may have been applied.
     """
-    return from_status(_status_of(error), mutation=mutation, outcome_open=outcome_open)
+    decoded = from_status(_status_of(error), mutation=mutation, outcome_open=outcome_open)
+    pushback_seconds = _pushback_seconds(error)
+    if pushback_seconds is not None:
+        decoded.retry_refused = pushback_seconds < 0
+        if not decoded.retry_refused:
+            decoded.retry_after_seconds = max(decoded.retry_after_seconds or 0.0, pushback_seconds)
+    return decoded
 
 
 def from_status(status: status_pb2.Status, *, mutation: bool, outcome_open: bool = False) -> GuerdonError:
@@ -214,6 +235,20 @@ def _status_of(error: grpc.RpcError) -> status_pb2.Status:
         return rich
     code = call.code() or grpc.StatusCode.UNKNOWN
     return status_pb2.Status(code=code.value[0], message=call.details() or "")
+
+
+def _pushback_seconds(error: grpc.RpcError) -> float | None:
+    """What the trailer says; negative: don't repeat, as is anything that is no number."""
+    if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
+        return None
+    trailers: Iterable[tuple[str, str | bytes]] = cast(grpc.Call, error).trailing_metadata() or ()
+    for key, value in trailers:
+        if key == _PUSHBACK_KEY:
+            try:
+                return int(value) / 1000
+            except ValueError:
+                return -1.0
+    return None
 
 
 def _details_of(

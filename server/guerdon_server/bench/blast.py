@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -131,7 +132,12 @@ def _result(tally: Tally, seconds: float, cpu_seconds: float) -> dict[str, objec
         "requests": calls,
         "seconds": seconds,
         "per_second": calls / seconds,
-        "latency_ms": {"p50": percentile(0.5), "p90": percentile(0.9), "p99": percentile(0.99)},
+        "latency_ms": {
+            "mean": statistics.fmean(ordered or [0.0]) * 1e3,
+            "p50": percentile(0.5),
+            "p90": percentile(0.9),
+            "p99": percentile(0.99),
+        },
         "grpc_status": {str(status): count for status, count in tally.statuses.items()},
         "ok_by_first_field": {str(number): count for number, count in tally.fields.items()},
         "generator_cpu_us_per_request": cpu_seconds / calls * 1e6 if calls else 0.0,

@@ -20,7 +20,8 @@ _STOP_LADDER = ((signal.SIGTERM, 30.0), (signal.SIGKILL, 10.0))
 
 
 class Child:
-    """`async with Child(name, module_arguments, ...) as child`: serves at `child.target` until the block ends.
+    """`async with Child(name, module_arguments, ...) as child`: serves at `child.target` until the block ends, and its
+    metrics at `child.metrics` if it has any.
 
     Start it from the thread of the event loop: on Linux it dies with that thread.
     """
@@ -29,6 +30,7 @@ class Child:
         """`arguments` of the interpreter: `["-m", "guerdon_server", ...]`."""
         self.name = name
         self.target = ""
+        self.metrics = ""
         self.log_path = folder / f"{name}.log"
         self._arguments = arguments
         self._folder = folder
@@ -44,7 +46,7 @@ class Child:
         self._process = self._spawn()
         try:
             async with asyncio.timeout(_START_SECONDS_MAX):
-                self.target = await self._ready()
+                await self._ready()
         except BaseException as error:
             await self._stop()
             if isinstance(error, TimeoutError):
@@ -61,7 +63,7 @@ class Child:
         if (status := self._process.poll()) is not None:
             raise self._trouble(f"ended with status {status}")
 
-    async def _ready(self) -> str:
+    async def _ready(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
         reader = asyncio.StreamReader()
@@ -73,7 +75,8 @@ class Child:
             transport.close()
         if not line:
             raise self._trouble("ended before it served")
-        return str(json.loads(line)["grpc"])
+        told = json.loads(line)
+        self.target, self.metrics = str(told["grpc"]), str(told.get("metrics", ""))
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         ties = [str(os.getpid()), str(int(signal.SIGKILL)), "-", "-", "-"]

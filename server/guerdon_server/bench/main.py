@@ -14,7 +14,8 @@ from rich.console import Console
 
 from guerdon_server.bench.report import Screen
 from guerdon_server.bench.result import Result
-from guerdon_server.bench.run import Options, run
+from guerdon_server.bench.run import run
+from guerdon_server.bench.stage import Options
 
 
 def interruptible_bench(options: Options, *, json_file: Path | None, json_to_stdout: bool) -> Result | None:

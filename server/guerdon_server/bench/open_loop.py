@@ -44,6 +44,8 @@ class Offered:
     p50_ms: float
     p99_ms: float
     most_ms: float
+    mean_ms: float = 0.0
+    elsewhere_cores: float = 0.0
 
     @property
     def goodput(self) -> float:
@@ -52,7 +54,14 @@ class Offered:
 
     @classmethod
     def of(
-        cls, told: Mapping[str, Any], *, share: float, capacity: float, scheduled_seconds: float, granted: int
+        cls,
+        told: Mapping[str, Any],
+        *,
+        share: float,
+        capacity: float,
+        scheduled_seconds: float,
+        granted: int,
+        elsewhere_cores: float,
     ) -> Offered:
         """From what the generator prints."""
         statuses, latency = told["grpc_status"], told["ok_latency_ms"]
@@ -73,6 +82,8 @@ class Offered:
             p50_ms=latency["p50"],
             p99_ms=latency["p99"],
             most_ms=latency["max"],
+            mean_ms=latency["mean"],
+            elsewhere_cores=elsewhere_cores,
         )
 
 

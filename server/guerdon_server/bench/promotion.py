@@ -14,14 +14,17 @@ from guerdon import (
     Rounding,
 )
 from guerdon_server.bench.errors import BenchError
-from guerdon_server.bench.workloads import CASH, COIN, ENTRANCE, PROMOTION, Prize
+from guerdon_server.bench.workloads import CASH, COIN, ENTRANCE, PROMOTION, Prize, spread_prize_id
 
 # Limited, so that gate and ledger count it, and more than any bench can give.
 _PLENTY = 10**12
 
 
-async def create_promotion(target: str) -> None:
-    """Everything that the workloads name, active; the sold-out prize's only unit is granted. Raises GuerdonError."""
+async def create_promotion(target: str, *, spread_prizes: int = 0) -> None:
+    """Everything that the workloads name, active; the sold-out prize's only unit is granted. Raises GuerdonError.
+
+    `spread_prizes`: so many more prizes that are like the coupon.
+    """
     async with AsyncClient(target, principal="bench") as client:
         await client.create_entrance(entrance_id=ENTRANCE, display_name="Checkout", request_id="bench-entrance")
         await client.create_promotion(
@@ -31,7 +34,7 @@ async def create_promotion(target: str) -> None:
             budgets={CASH: _PLENTY, COIN: UNLIMITED},
             request_id="bench-promotion",
         )
-        await _create_prizes(client)
+        await _create_prizes(client, spread_prizes)
         await client.transition_promotion(
             promotion_id=PROMOTION, target_state=PromotionState.SCHEDULED, request_id="bench-start"
         )
@@ -46,9 +49,9 @@ async def create_promotion(target: str) -> None:
             raise BenchError(f"the first grant was refused: {outcome}")
 
 
-async def _create_prizes(client: AsyncClient) -> None:
+async def _create_prizes(client: AsyncClient, spread_prizes: int) -> None:
     async def create(
-        prize: Prize,
+        prize_id: str,
         kind: PrizeKind,
         *,
         stock: Capacity = UNLIMITED,
@@ -56,17 +59,19 @@ async def _create_prizes(client: AsyncClient) -> None:
         limit_per_user: int = 0,
     ) -> None:
         await client.create_prize(
-            prize_id=prize.id,
+            prize_id=prize_id,
             promotion_id=PROMOTION,
             kind=kind,
             stock=stock,
             value=value,
             limit_per_user=limit_per_user,
-            request_id=prize.id,
+            request_id=prize_id,
         )
 
     five_percent = RateValue(CASH, "order_cents", 500, None, 500, Rounding.HALF_UP)
-    await create(Prize.COUPON, PrizeKind.COUPON, stock=_PLENTY, limit_per_user=1)
-    await create(Prize.CASHBACK, PrizeKind.CASHBACK, value=five_percent)
-    await create(Prize.COINS, PrizeKind.COIN, value=RateValue(COIN, "cds", 10_000))
-    await create(Prize.SOLD_OUT, PrizeKind.COUPON, stock=1, limit_per_user=1)
+    await create(Prize.COUPON.id, PrizeKind.COUPON, stock=_PLENTY, limit_per_user=1)
+    await create(Prize.CASHBACK.id, PrizeKind.CASHBACK, value=five_percent)
+    await create(Prize.COINS.id, PrizeKind.COIN, value=RateValue(COIN, "cds", 10_000))
+    await create(Prize.SOLD_OUT.id, PrizeKind.COUPON, stock=1, limit_per_user=1)
+    for number in range(spread_prizes):
+        await create(spread_prize_id(number), PrizeKind.COUPON, stock=_PLENTY, limit_per_user=1)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
 from guerdon_server.bench.open_loop import Offered
 from guerdon_server.bench.result import GENERATOR, POSTGRES, SERVER, VALKEY, Figure, Result, Verdict, Window
+from guerdon_server.bench.servers import PROCESSES, Compared, Servers
+from guerdon_server.bench.soak import Sample, Soak
 
 
 class Screen:
@@ -33,6 +38,13 @@ class Screen:
             f" calls/s, p99 {offered.p99_ms:,.0f} ms …"
         )
 
+    def sampled(self, sample: Sample) -> None:
+        self.console.print(
+            f"{sample.minutes:5.1f} min {sample.grants:>10,} grants {sample.granted_per_second:>6,.0f}/s"
+            f"  MB: server {_megabytes(*sample.server_bytes)}, PostgreSQL {_megabytes(sample.postgres_bytes)},"
+            f" Valkey {_megabytes(sample.valkey_bytes)}, disk {_megabytes(sample.database_bytes)}"
+        )
+
     def end(self) -> None:
         if self._status is not None:
             self._status.stop()
@@ -43,8 +55,14 @@ class Screen:
         self.end()
         if result.error:
             self.console.print(f"The bench stopped: {result.error}", style="bold red", markup=False)
-        if result.rows:
+        if result.about:
             self._surroundings(result)
+        if result.servers:
+            for table in _servers(result.servers):
+                self.console.print(table)
+        if result.soak and result.soak.samples:
+            self._soak(result.soak)
+        if result.rows:
             self.console.print(_throughput(result))
             self.console.print(_costs(result))
         if result.open_rows:
@@ -71,7 +89,7 @@ class Screen:
             f"{machine['cpu']}, {machine['cores_used']} of {machine['cores_there']} cores for generator, server,"
             f" PostgreSQL {versions['postgres']} (fsync {options['postgresql_fsync']}) and Valkey"
             f" {versions['valkey']}; Python {versions['python']}, grpcio {versions['grpcio']};"
-            f" {options['rounds']} rounds of {options['seconds']:g} s, interleaved; medians (least-most)",
+            f" {_how_long(options)}",
             markup=False,
         )
         if options["generator"] == "python":
@@ -81,20 +99,29 @@ class Screen:
                 style="yellow",
                 markup=False,
             )
-        elsewhere = max(window.elsewhere_cores for row in result.rows for window in row.windows)
+        windows = _windows(result)
+        elsewhere = max((window.elsewhere_cores for window in windows), default=0.0)
         if elsewhere > 0.1:
             self.console.print(
                 f"Others kept up to {elsewhere:.1f} cores busy meanwhile: throughput is less than it could be.",
                 style="yellow",
             )
 
-        refused = sum(window.refused for row in result.rows for window in row.windows)
-        if refused:
+        refused, items = sum(window.refused for window in windows), sum(window.refused_items for window in windows)
+        if refused or items:
             self.console.print(
-                f"{refused:,} calls were refused as OVERLOADED although few were in flight: the machine was too busy to"
-                " measure anything on it.",
+                f"{refused:,} calls, and {items:,} items of others, were refused as OVERLOADED although few were in"
+                " flight: the machine was too busy to measure anything on it.",
                 style="yellow",
             )
+
+    def _soak(self, soak: Soak) -> None:
+        first, last = soak.fifths
+        end = soak.samples[-1]
+        self.console.print(
+            f"{end.grants:,} grants; {_number(first)} a second in the first fifth, {_number(last)} in the last; bytes a"
+            f" grant: database {end.database_bytes / end.grants:,.0f}, Valkey {end.valkey_bytes / end.grants:,.0f}"
+        )
 
     def _verdict(self, title: str, verdict: Verdict) -> None:
         mark, style = ("✓", "green") if verdict.ok else ("✗", "red")
@@ -103,6 +130,67 @@ class Screen:
             style=style,
             markup=False,
         )
+
+
+def _how_long(options: Mapping[str, Any]) -> str:
+    if options["soak_minutes"]:
+        return f"{options['soak_minutes']:g} minutes"
+    return f"{options['rounds']} rounds of {options['seconds']:g} s, interleaved; medians (least-most)"
+
+
+def _windows(result: Result) -> Sequence[Window]:
+    found = [window for row in result.rows for window in row.windows]
+    found += [window for row in (result.servers.rows if result.servers else ()) for window in row.windows]
+    return [*found, *(sample.window for sample in (result.soak.samples if result.soak else ()))]
+
+
+def _servers(servers: Servers) -> Iterator[Table]:
+    predicted = {id(row): compared for row, compared in servers.throughput()}
+    table = _table("servers", "grants/s", "least-most", "model", "off", "call ms", "waiting")
+    costs = _table("µs of CPU per grant", "server", "postgres", "valkey", "client", "a commit", "ms")
+    for row in servers.rows:
+        granted = row.granted_per_second
+        title = f"{row.servers}, {row.workload.title}"
+        table.add_row(
+            title,
+            _number(granted.median),
+            f"{granted.least:,.0f}-{granted.most:,.0f}",
+            *_compared(predicted.get(id(row))),
+            *(f"{figure.median:.1f}" for figure in (row.call_ms, row.waiting_ms)),
+        )
+        costs.add_row(
+            title,
+            *(f"{row.cpu_us_per_item(process).median:.1f}" for process in PROCESSES),
+            _number(row.items_per_commit.median),
+            f"{row.commit_ms.median:.1f}",
+        )
+    yield table
+    yield costs
+    if servers.offered:
+        table = _table("at random moments", "× capacity", "calls/s", "mean ms", "model", "off", "p99 ms")
+        for offered, compared in servers.latency():
+            table.add_row(
+                f"{offered.servers} server{'s' if offered.servers > 1 else ''}",
+                f"{offered.share:g}",
+                _number(offered.median("rate")),
+                f"{compared.measured:.1f}",
+                *_compared(compared),
+                f"{offered.median('p99_ms'):.1f}",
+            )
+        yield table
+
+
+def _compared(compared: Compared | None) -> tuple[str, str]:
+    """The model's figure, and by how much it is off."""
+    if compared is None:
+        return "", ""
+    if compared.predicted is None or compared.off is None:
+        return "no steady state", ""
+    return _number(compared.predicted), f"{compared.off:+.0%}"
+
+
+def _megabytes(*sizes: int) -> str:
+    return " ".join(f"{size / 1e6:,.0f}" for size in sizes)
 
 
 def _throughput(result: Result) -> Table:

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from guerdon_server.bench.counts import Batches
 from guerdon_server.bench.workloads import Target
 from guerdon_server.core.ledger.invariants import Check
 
 if TYPE_CHECKING:
     from guerdon_server.bench.open_loop import OpenRow
+    from guerdon_server.bench.servers import Servers
+    from guerdon_server.bench.soak import Soak
 
 SERVER: Final = "server"
 POSTGRES: Final = "postgres"
@@ -29,7 +32,8 @@ class Window:
 
     `calls` were answered with OK. `granted`: new grants that the ledger has after it. `cpu_us_per_call` by process; for
     the echo `server` is the echo. `elsewhere_cores`: cores that processes kept busy that are none of ours. `refused`:
-    calls that were refused as OVERLOADED: not counted, but their CPU is.
+    calls that were refused as OVERLOADED: not counted, but their CPU is; `refused_items`: items that were, in calls
+    that were answered. `batches` by stage: admit, commit, settle.
     """
 
     calls: int
@@ -40,6 +44,9 @@ class Window:
     cpu_us_per_call: Mapping[str, float]
     elsewhere_cores: float
     refused: int = 0
+    mean_ms: float = 0.0
+    refused_items: int = 0
+    batches: Mapping[str, Batches] = field(default_factory=dict)
 
     @property
     def calls_per_second(self) -> float:
@@ -156,6 +163,7 @@ class Memory:
     """Samples over the whole run."""
 
     samples: Sequence[MemorySample]
+    rss_bytes_max: int = RSS_BYTES_MAX
 
     @property
     def growth_in_second_half(self) -> float:
@@ -166,8 +174,8 @@ class Memory:
 
     @property
     def verdicts(self) -> Sequence[Verdict]:
-        most = max(sample.rss_bytes for sample in self.samples) / 1e6
-        found = [Verdict("server memory in MB, at most", most, RSS_BYTES_MAX / 1e6, most * 1e6 <= RSS_BYTES_MAX)]
+        most, limit = max(sample.rss_bytes for sample in self.samples) / 1e6, self.rss_bytes_max / 1e6
+        found = [Verdict("server memory in MB, at most", most, limit, most <= limit)]
         if self.samples[-1].grants >= _FLAT_GRANTS_MIN:
             growth = self.growth_in_second_half
             found.append(
@@ -187,6 +195,8 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     open_rows: list[OpenRow] = field(default_factory=list)
     memory: Memory | None = None
+    servers: Servers | None = None
+    soak: Soak | None = None
     invariants: list[Check] = field(default_factory=list)
     error: str = ""
 
@@ -194,6 +204,8 @@ class Result:
     def verdicts(self) -> Sequence[tuple[str, Verdict]]:
         found = [(row.title, verdict) for row in self.rows for verdict in row.verdicts]
         found += [(row.title, verdict) for row in self.open_rows for verdict in row.verdicts]
+        found += self.servers.verdicts if self.servers else ()
+        found += [("soak", verdict) for verdict in (self.soak.verdicts if self.soak else ())]
         return [*found, *(("memory", verdict) for verdict in (self.memory.verdicts if self.memory else ()))]
 
     @property
@@ -226,6 +238,8 @@ class Result:
                 "samples": [asdict(sample) for sample in self.memory.samples],
                 "verdicts": [asdict(verdict) for verdict in self.memory.verdicts],
             },
+            "servers": self.servers.to_json() if self.servers else None,
+            "soak": self.soak.to_json() if self.soak else None,
             "invariants": [
                 {
                     "name": check.name,

@@ -7,13 +7,14 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 _PACKAGES = ("guerdon-server", "guerdon", "grpcio", "protobuf", "asyncpg", "redis", "hiredis", "uvloop")
+_OPTIONAL = ("pygrpc-native",)
 
 
 def surroundings(engines: Mapping[str, str]) -> dict[str, Any]:
@@ -32,8 +33,16 @@ def surroundings(engines: Mapping[str, str]) -> dict[str, Any]:
             "python": platform.python_version(),
             **dict(engines),
             **{name: version(name) for name in _PACKAGES},
+            **{name: found for name in _OPTIONAL if (found := _version(name))},
         },
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def commit() -> str:

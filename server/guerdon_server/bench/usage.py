@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import psutil
 
@@ -24,9 +24,9 @@ def _own_seconds(process: psutil.Process) -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def cpu_seconds_of(pids: Mapping[str, int]) -> dict[str, float]:
-    """`cpu_seconds` by name."""
-    return {name: cpu_seconds(pid) for name, pid in pids.items()}
+def cpu_seconds_of(pids: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """`cpu_seconds` by name, of several processes together."""
+    return {name: sum(map(cpu_seconds, several)) for name, several in pids.items()}
 
 
 def machine_cpu_seconds() -> float:
@@ -38,3 +38,19 @@ def machine_cpu_seconds() -> float:
 def rss_bytes(pid: int) -> int:
     """Resident memory of one process, without its children."""
     return int(psutil.Process(pid).memory_info().rss)
+
+
+def tree_bytes(pid: int) -> int:
+    """Memory of the process and its children; what they share is counted once where the system tells (Linux)."""
+    process = psutil.Process(pid)
+    return sum(map(_own_bytes, [process, *process.children(recursive=True)]))
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_full_info()
+        return int(getattr(memory, "pss", memory.uss))
+    except psutil.NoSuchProcess:
+        return 0
+    except psutil.AccessDenied:  # another user's
+        return int(process.memory_info().rss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
@@ -37,6 +37,11 @@ class Prize(IntEnum):
     @property
     def id(self) -> str:
         return f"bench-{self.name.lower()}"
+
+
+def spread_prize_id(number: int) -> str:
+    """Of the coupons that load is spread over."""
+    return f"bench-spread-{number:02}"
 
 
 class Outcome(IntEnum):
@@ -82,6 +87,11 @@ class Workload:
     streams: int = 16
     open_loop: bool = False
     target: Target = Target()
+    native_target: Target | None = None
+
+    def target_on(self, transport: str) -> Target:
+        """`native_target` where there is one, on the native transport."""
+        return self.native_target if transport == "native" and self.native_target else self.target
 
 
 def _attributes(prize: Prize, order: tuple[int, int]) -> Mapping[str, types_pb2.AttributeValue]:
@@ -111,8 +121,8 @@ def issue(prize: Prize, order: tuple[int, int] = _ORDERS[0]) -> bytes:
     ).SerializeToString()
 
 
-def batch(prizes: Sequence[Prize], items: int = BATCH_ITEMS) -> bytes:
-    """A BatchIssuePrizesRequest of so many items, the prizes in turn."""
+def batch(prizes: Sequence[Prize], items: int = BATCH_ITEMS, *, prize_ids: Sequence[str] | None = None) -> bytes:
+    """A BatchIssuePrizesRequest of so many items, the prizes in turn; `prize_ids`: others like them instead."""
     request = prize_pb2.BatchIssuePrizesRequest(
         promotion_id=PROMOTION, entrance_id=ENTRANCE, mode=prize_pb2.BATCH_MODE_PER_ITEM
     )
@@ -120,7 +130,7 @@ def batch(prizes: Sequence[Prize], items: int = BATCH_ITEMS) -> bytes:
         prize = prizes[index % len(prizes)]
         order = _ORDERS[index // len(prizes) % len(_ORDERS)]
         request.items.add(
-            prize_id=prize.id,
+            prize_id=prize.id if prize_ids is None else prize_ids[index % len(prize_ids)],
             user_id=_user(prize),
             request_id=_REQUEST,
             reference=_REFERENCE,
@@ -141,6 +151,7 @@ WORKLOADS: Final[Sequence[Workload]] = (
         (issue(Prize.COUPON),),
         open_loop=True,
         target=Target(echo_ratio_max=2.2, p99_ms_max=15, goodput_share_min=0.9),
+        native_target=Target(durable_per_second_min=10_000),
     ),
     Workload(
         "sold_out",
@@ -150,6 +161,7 @@ WORKLOADS: Final[Sequence[Workload]] = (
         outcome=Outcome.REJECTED,
         durable=False,
         target=Target(echo_ratio_max=1.6, postgres_core_share_max=0.03),
+        native_target=Target(echo_ratio_max=1.8, postgres_core_share_max=0.03),
     ),
     Workload(
         "replay",
@@ -188,3 +200,28 @@ WORKLOADS: Final[Sequence[Workload]] = (
 )
 ECHO_CONNECTIONS: Final = 8
 ECHO_STREAMS: Final = 16
+
+# For several servers, each with so many calls in flight that commits are several calls, and four servers refuse none.
+HOT: Final = replace(
+    next(workload for workload in WORKLOADS if workload.name == "batch"),
+    name="hot",
+    title="one prize",
+    connections=2,
+    streams=4,
+)
+ALONE: Final = replace(HOT, name="alone", title="one call", connections=1, streams=1)
+SPREAD_PRIZES: Final = 100
+_SPREAD_IDS: Final = tuple(map(spread_prize_id, range(SPREAD_PRIZES)))
+SPREAD_CALLS: Final = replace(
+    HOT,
+    name="spread_calls",
+    title=f"{SPREAD_PRIZES} prizes by call",
+    messages=tuple(batch((Prize.COUPON,), prize_ids=(prize_id,)) for prize_id in _SPREAD_IDS),
+)
+SPREAD_ITEMS: Final = replace(
+    HOT,
+    name="spread_items",
+    title=f"{SPREAD_PRIZES} prizes by item",
+    messages=(batch((Prize.COUPON,), prize_ids=_SPREAD_IDS),),
+)
+SOAK: Final = next(workload for workload in WORKLOADS if workload.name == "batch_mix")

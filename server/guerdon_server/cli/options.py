@@ -19,7 +19,10 @@ _TIMEOUT: Final = "guerdon.timeout_seconds"
 _REQUEST_ID: Final = "guerdon.request_id"
 
 NOT_SETTINGS: Final = frozenset(
-    {"GUERDON_PYTHON", "GUERDON_TARGET", "GUERDON_DATA", "GUERDON_CONFIG", "GUERDON_PRINCIPAL"}
+    {
+        *("GUERDON_PYTHON", "GUERDON_TARGET", "GUERDON_DATA", "GUERDON_CONFIG", "GUERDON_PRINCIPAL"),
+        "GUERDON_WORKERS",
+    }
 )
 """Environment variables of the command line that are no settings of a server."""
 

@@ -29,6 +29,7 @@ _SECTIONS: Final[Mapping[str, Mapping[str, _Lazy]]] = {
         "serve": _Lazy("serve", "serve", "Serve on your PostgreSQL and Redis."),
         "migrate": _Lazy("migrate", "migrate", "Bring the database to the version of this program."),
         "verify": _Lazy("verify", "verify", "Prove the promises about the books, and say what was compared."),
+        "buckets": _Lazy("buckets", "buckets", "Spread the gate of one promotion over several Redis primaries."),
         "bench": _Lazy("bench", "bench", "Measure throughput and CPU per call beside a bare echo."),
         "config": _Lazy("config", "config", "Show the effective settings, or a template of the settings file."),
         "health": _Lazy("health", "health", "Ask whether the server takes calls; for containers."),
@@ -45,6 +46,7 @@ _SECTIONS: Final[Mapping[str, Mapping[str, _Lazy]]] = {
     },
 }
 _COMMANDS: Final = {name: lazy for section in _SECTIONS.values() for name, lazy in section.items()}
+_OURS: Final = {"worker": _Lazy("worker", "worker", "What `guerdon serve --workers` starts.")}
 
 
 class Root(click.Group):
@@ -54,7 +56,7 @@ class Root(click.Group):
         return [name for name, lazy in _COMMANDS.items() if _exists(lazy)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        lazy = _COMMANDS.get(cmd_name)
+        lazy = _COMMANDS.get(cmd_name) or _OURS.get(cmd_name)
         if lazy is None or not _exists(lazy):
             return None
         command: click.Command = getattr(importlib.import_module(f"guerdon_server.cli.{lazy.module}"), lazy.attribute)

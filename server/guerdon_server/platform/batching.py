@@ -86,7 +86,8 @@ class Coalescer(Generic[Item, Result]):
     (`on_unrun(items)` tells the owner); one that was in flight is run to its end, and `on_dropped(items, results)`
     tells what nobody waits for.
 
-    Metrics are plain attributes, to be read at any time: `queued_items`, `in_flight`, `batches_total`, `items_total`.
+    Metrics are plain attributes, to be read at any time, from any thread: `queued_items`, `in_flight`, `batches_total`,
+    `items_total`, `refused_total` (chunks that found no room), `queue_age_seconds()`.
     `on_batch(items, seconds)` is called after each batch, also after one that failed.
 
     Belongs to the event loop in which `submit` is first called.
@@ -118,6 +119,7 @@ class Coalescer(Generic[Item, Result]):
         self.in_flight = 0
         self.batches_total = 0
         self.items_total = 0
+        self.refused_total = 0
         self._run = run
         self._gather_seconds = gather_seconds
         self._quiet_ticks_needed = quiet_ticks
@@ -168,12 +170,22 @@ class Coalescer(Generic[Item, Result]):
         if self._closed:
             raise CoalescerClosed(self.name)
         if self.queued_items + count > self._queue_items_max:
+            self.refused_total += 1
             raise QueueFull(self.name, f"{self._queue_items_max} items are waiting, the most that may")
         now = time.monotonic()
         if self._queue and (waited := now - self._queue[0][2]) > self._queue_seconds_max:
+            self.refused_total += 1
             most_ms = self._queue_seconds_max * 1000
             raise QueueFull(self.name, f"items wait for {waited * 1000:.0f} ms, and {most_ms:.0f} is the most")
         return now
+
+    def queue_age_seconds(self) -> float:
+        """How long the first chunk in the queue has waited by now; 0 where none waits. From any thread."""
+        try:
+            came = self._queue[0][2]
+        except IndexError:  # not asked before: a scrape comes from another thread
+            return 0.0
+        return max(0.0, time.monotonic() - came)
 
     async def aclose(self) -> None:
         """Refuse new work, finish what is queued and in flight, then return. Idempotent."""

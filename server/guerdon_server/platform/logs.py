@@ -15,12 +15,12 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Any, Literal
 
 from guerdon_server.platform.masking import MASK, mask_passwords
@@ -97,8 +97,9 @@ class RepeatLimit(logging.Filter):
 class _Formatter(logging.Formatter):
     """Turns a record into an event (a flat dict of plain values, redacted and bounded)."""
 
-    def __init__(self, secrets: Iterable[str]) -> None:
+    def __init__(self, secrets: Iterable[str], fields: Mapping[str, object]) -> None:
         super().__init__()
+        self._fields = fields
         self._secrets = sorted((s for s in secrets if len(s) >= _REDACTED_CHARS_MIN), key=len, reverse=True)
 
     def redact(self, text: str) -> str:
@@ -122,6 +123,7 @@ class _Formatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": self.redact(record.getMessage()),
+            **self._fields,
         }
         fixed = frozenset(event)
         request = REQUEST.get()
@@ -171,17 +173,19 @@ def configure_logging(
     level: str = "INFO",
     log_format: LogFormat = "auto",
     secrets: Iterable[str] = (),
+    fields: Mapping[str, object] = MappingProxyType({}),
     stream: IO[str] | None = None,
     repeat_limit: RepeatLimit | None = None,
 ) -> EventHandler:
     """Send all logs of the process to stderr; `auto` means console on a terminal, else JSON. Call again to change.
 
-    secrets: texts that are replaced wherever they occur. Raises ValueError for an unknown level.
+    secrets: texts that are replaced wherever they occur. fields: what each event says besides. Raises ValueError for an
+    unknown level.
     """
     stream = stream or sys.stderr
     console = log_format == "console" or (log_format == "auto" and stream.isatty())
     handler = EventHandler(stream)
-    handler.setFormatter((ConsoleFormatter if console else JsonFormatter)(secrets))
+    handler.setFormatter((ConsoleFormatter if console else JsonFormatter)(secrets, fields))
     handler.addFilter(repeat_limit or RepeatLimit())
     root = logging.getLogger()
     root.setLevel(level)

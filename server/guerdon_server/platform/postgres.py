@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import asyncpg
 
-from guerdon_server.platform.postgres_pool import SteadyPool
+from guerdon_server.platform.postgres_pool import WatchedPool
 
 if TYPE_CHECKING:
     from guerdon_server.platform.failpoints import Failpoints
@@ -49,14 +49,14 @@ async def create_pool(
     connect_timeout_seconds: float = _CONNECT_SECONDS_MAX,
     answer_seconds_max: float | None = None,
     failpoints: Failpoints | None = None,
-) -> Pool:
+) -> WatchedPool:
     """A pool whose sessions have search_path `guerdon`, UTC and no JIT; close it with `await pool.close()`.
 
     `statement_timeout_seconds` must stay None for a pool that commits: a commit is never cancelled. With
     `lock_timeout_seconds` it gives up by itself when it waits so long for a lock (55P03: nothing was written). With
     `answer_seconds_max` a connection is cut when an answer takes longer (or than a call's own `timeout`), and the call
     fails as if the server had done it: without it a network that swallows packets, or a server that stands still, would
-    keep a caller for ever. Behind pgbouncer before 1.21 in transaction mode set `statement_cache_size` 0. Sessions are
+    keep a caller for ever. Behind a pooler: platform.postgres_pooler, docs/SCALING.md. Sessions are
     not reset on release (that would cost a round trip each time; an open transaction is rolled back all the same): use
     SET LOCAL and transaction-level advisory locks only. With `failpoints` (tests) its I/O passes them. Raises OSError,
     TimeoutError or asyncpg.PostgresError if the server can't be reached.
@@ -67,8 +67,7 @@ async def create_pool(
         from guerdon_server.platform import postgres_failpoints  # noqa: PLC0415  never loaded in production
 
         watched = postgres_failpoints.pool_options(failpoints, connection_class, answer_seconds_max)
-    statement_ms, lock_ms = (round((t or 0) * 1000) for t in (statement_timeout_seconds, lock_timeout_seconds))
-    pool = SteadyPool(
+    pool = WatchedPool(
         dsn,
         min_size=size_min,
         max_size=size_max,
@@ -77,9 +76,10 @@ async def create_pool(
         timeout=connect_timeout_seconds,
         reset=_keep_session,
         server_settings={
-            **_session_settings(application_name),
-            "statement_timeout": f"{statement_ms}ms",
-            "lock_timeout": f"{lock_ms}ms",
+            "application_name": application_name,
+            **session_settings(
+                statement_timeout_seconds=statement_timeout_seconds, lock_timeout_seconds=lock_timeout_seconds
+            ),
         },
         **watched,
     )
@@ -106,16 +106,22 @@ def _impatient(answer_seconds_max: float) -> type[Connection]:
 
 async def connect(dsn: str, *, application_name: str = "guerdon") -> Connection:
     """One connection of its own with the same session settings, for LISTEN, session locks and migrations."""
-    return await asyncpg.connect(dsn, timeout=_CONNECT_SECONDS_MAX, server_settings=_session_settings(application_name))
+    return await asyncpg.connect(
+        dsn, timeout=_CONNECT_SECONDS_MAX, server_settings={"application_name": application_name, **session_settings()}
+    )
 
 
-def _session_settings(application_name: str) -> dict[str, str]:
+def session_settings(
+    *, statement_timeout_seconds: float | None = None, lock_timeout_seconds: float | None = None
+) -> dict[str, str]:
+    """What every session needs, by name, as pg_settings shows it."""
     return {
-        "application_name": application_name,
         "search_path": SCHEMA,
-        "timezone": "UTC",
+        "TimeZone": "UTC",
         "jit": "off",
-        "idle_in_transaction_session_timeout": f"{_IDLE_IN_TRANSACTION_SECONDS_MAX}s",
+        "idle_in_transaction_session_timeout": str(_IDLE_IN_TRANSACTION_SECONDS_MAX * 1000),
+        "statement_timeout": str(round((statement_timeout_seconds or 0) * 1000)),
+        "lock_timeout": str(round((lock_timeout_seconds or 0) * 1000)),
     }
 
 
@@ -152,6 +158,10 @@ class MigrationHistoryError(MigrationError):
 
 class DatabaseTooNewError(MigrationError):
     """The database was migrated by a newer version of this software."""
+
+
+class MigrationPooledError(MigrationError):
+    """A pooler stands before the database."""
 
 
 class MigrationFailedError(MigrationError):
@@ -271,6 +281,12 @@ async def _connection(target: Connection | str) -> AsyncIterator[Connection]:
 
 @asynccontextmanager
 async def _migration_lock(connection: Connection, wait_seconds_max: float) -> AsyncIterator[None]:
+    if await connection.fetchval("SELECT pg_backend_pid()") != connection.get_server_pid():
+        raise MigrationPooledError(
+            "A pooler (pgbouncer) stands before this database: the lock under which one process migrates at a time"
+            " would be taken in a session that belongs to nobody. Run `guerdon migrate` with a postgres_dsn of"
+            " PostgreSQL itself."
+        )
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_seconds_max
     while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _MIGRATION_LOCK):

@@ -191,6 +191,7 @@ class RpcMetrics:
 
     _UNKNOWN = "unknown"
     _CODES = 17
+    _CODES_FROM_START = ("OK", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNKNOWN")
 
     def __init__(self, *, registry: CollectorRegistry, methods: Mapping[str, str]) -> None:
         labels, most = ("grpc_type", "grpc_service", "grpc_method"), len(methods) + 1
@@ -212,9 +213,11 @@ class RpcMetrics:
 
         def made(kind: str, service: str, method: str) -> MethodMetrics:
             at = (kind, service, method)
-            return MethodMetrics(handled, at, started.child(*at), seconds.child(*at))
+            codes = {code: handled.child(*at, code) for code in self._CODES_FROM_START}
+            return MethodMetrics(handled, at, started.child(*at), seconds.child(*at), codes)
 
-        # Every method's children exist from the start: a rate over a counter that appears with 1 misses that 1.
+        # Every method's children exist from the start, those of success and of what an alarm looks at included: a rate
+        # over a counter that appears with 1 misses that 1.
         self._methods = {path: made(kind, *path.strip("/").rsplit("/", 1)) for path, kind in methods.items()}
         self._unknown = made("unary", self._UNKNOWN, self._UNKNOWN)
 

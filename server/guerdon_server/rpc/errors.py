@@ -43,6 +43,12 @@ def to_status(error: ServiceError) -> status_pb2.Status:
     return status
 
 
+def to_trailers(error: ServiceError) -> tuple[int, str, list[tuple[str, str | bytes]]]:
+    """What ends a call with it: code, message, trailers."""
+    status = to_status(error)
+    return status.code, status.message, [("grpc-status-details-bin", status.SerializeToString())]
+
+
 def internal() -> ServiceError:
     """INTERNAL / INTERNAL: a defect of ours; what happened is in the log, not on the wire."""
     message = "an internal error; the outcome is unknown: repeat with the same request id, and report it if it stays"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import re
 from typing import Final
@@ -53,10 +54,11 @@ def set_timestamp(message: Timestamp, at: dt.datetime) -> None:
 
 
 class IssuanceReads:
-    """The part of PrizeService that reads issuances."""
+    """The part of PrizeService that reads issuances. `by_id_at_once_max`: the most connections that `by_id` takes."""
 
-    def __init__(self, statement: Statement) -> None:
+    def __init__(self, statement: Statement, *, by_id_at_once_max: int = 1) -> None:
         self._statement = statement
+        self._turns = asyncio.Semaphore(by_id_at_once_max)
 
     async def by_id(self, issuance_id: str) -> prize_pb2.GetIssuanceResponse:
         """GetIssuance by issuance id: granted, or absent."""
@@ -65,7 +67,8 @@ class IssuanceReads:
         refuse(violations)
         found = None
         if _NUMBER.fullmatch(issuance_id) and int(issuance_id) <= _NUMBER_MAX:
-            found = await self._statement.issuance(int(issuance_id))
+            async with self._turns:
+                found = await self._statement.issuance(int(issuance_id))
         if found is None:
             return prize_pb2.GetIssuanceResponse(absent=prize_pb2.Absent())
         return prize_pb2.GetIssuanceResponse(granted=issuance_to_wire(found))

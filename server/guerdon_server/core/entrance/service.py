@@ -15,12 +15,13 @@ class EntranceService:
     Requests have been validated field by field; what needs the stored state is checked here. Raises ServiceError.
     """
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, *, reads: Pool, writes: Pool) -> None:
+        self._reads = reads
+        self._writes = writes
 
     async def create(self, new: NewEntrance, caller: Caller) -> Entrance:
         """ENTRANCE_EXISTS."""
-        async with mutation(self._pool) as session:
+        async with mutation(self._writes) as session:
             if await claim(session, "CreateEntrance", new, caller) and not await store.insert(session, new):
                 raise ServiceError(
                     Code.ALREADY_EXISTS,
@@ -32,17 +33,17 @@ class EntranceService:
 
     async def get(self, entrance_id: str) -> Entrance:
         """ENTRANCE_NOT_FOUND."""
-        async with self._pool.acquire() as session:
+        async with self._reads.acquire() as session:
             return await store.get(session, entrance_id)
 
     async def page(self, *, after: str, limit: int) -> list[Entrance]:
         """Up to `limit` by id, behind the id `after`."""
-        async with self._pool.acquire() as session:
+        async with self._reads.acquire() as session:
             return await store.page(session, after, limit)
 
     async def update(self, update: EntranceUpdate, caller: Caller) -> Entrance:
         """ENTRANCE_NOT_FOUND; ETAG_MISMATCH."""
-        async with mutation(self._pool) as session:
+        async with mutation(self._writes) as session:
             if await claim(session, "UpdateEntrance", update, caller):
                 entrance = await store.lock(session, update.entrance_id)
                 check_etag(update.etag, entrance.etag, entrance_id=update.entrance_id)

@@ -195,7 +195,7 @@ class Committer:
     def _settle(self, settled: Iterable[tuple[CommitItem, SettleCode, int]]) -> None:
         by_group: dict[int, list[Settlement]] = defaultdict(list)
         for item, code, observed in settled:
-            by_group[item.promotion].append(Settlement(item.admission, code, observed))
+            by_group[item.promotion].append(Settlement(item.admission, item.request_id, code, observed))
         for group, settlements in by_group.items():
             self._gate.settle(group, settlements)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from guerdon_server.core.ledger.invariants import GateResource, GateState, OpenAdmission
+from guerdon_server.core.stock.buckets import merged, tags
 from guerdon_server.core.stock.model import GateState as StockState
+from guerdon_server.core.stock.model import Tag
 from guerdon_server.core.stock.redis.store import RedisGate
 
 _PAGE_ITEMS = 500
@@ -16,19 +20,25 @@ class RedisGateView:
     def __init__(self, store: RedisGate) -> None:
         self._store = store
 
-    async def state(self, promotion_sid: int) -> GateState | None:
+    async def state(self, promotion_sid: int, buckets: int) -> GateState | None:
         """One moment of the gate: read again while admissions come and go between the pages (the last try counts)."""
+        groups = tags(promotion_sid, buckets)
         for _ in range(_TRIES_MAX):
-            before = await self._store.inspect(promotion_sid, resources=True)
+            before = await self._inspect(groups)
             if before.open_epoch is None:
                 return None
-            admissions = await self._admissions(promotion_sid, before.open_epoch, before.run_id)
-            after = await self._store.inspect(promotion_sid, resources=True)
+            admissions: dict[int, OpenAdmission] = {}
+            for group, run_id in zip(groups, before.run_id.split(","), strict=True):
+                admissions.update(await self._admissions(group, before.open_epoch, run_id))
+            after = await self._inspect(groups)
             if before == after and len(admissions) == before.open_admissions:
                 break
         return _state(after, admissions)
 
-    async def _admissions(self, group: int, epoch: int, run_id: str) -> dict[int, OpenAdmission]:
+    async def _inspect(self, groups: Sequence[Tag]) -> StockState:
+        return merged([await self._store.inspect(group, resources=True) for group in groups])
+
+    async def _admissions(self, group: Tag, epoch: int, run_id: str) -> dict[int, OpenAdmission]:
         found: dict[int, OpenAdmission] = {}
         cursor = "0"
         while True:

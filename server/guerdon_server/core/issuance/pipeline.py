@@ -209,10 +209,17 @@ class Issuer:
         return await self._finished(slots)
 
     async def _finished(self, slots: list[_Slot]) -> list[Outcome]:
-        if any(slot.admitted and isinstance(slot.outcome, Rejection) for slot in slots):
+        held = granted = False
+        for slot in slots:
+            outcome = slot.outcome
+            if isinstance(outcome, Granted):
+                granted = granted or not outcome.replayed
+            elif slot.admitted and isinstance(outcome, Rejection):
+                held = True
+        if held:
             # What they took is given back before they hear of it: else their next request may be refused for it.
             await self._gate.settled()
-        if not any(isinstance(slot.outcome, Granted) and not slot.outcome.replayed for slot in slots):
+        if not granted:
             for slot in slots:
                 if isinstance(slot.outcome, ServiceError) and slot.outcome.reason == rules.ENTRANCE_NOT_BOUND:
                     raise slot.outcome  # of the call, not of the item
@@ -301,7 +308,11 @@ class Issuer:
             slot.admission, slot.gate_refused = self._ids.next(), False
         try:
             answers = (await self._gate.admit(terms.sid, [_admit_item(slot) for slot in slots])).answers
-            if not fresh and await self._outdated(terms, slots, answers):
+            if (
+                not fresh
+                and any(map(_refused_by_terms, slots, answers))
+                and await self._outdated(terms, slots, answers)
+            ):
                 return [], [], slots
         except ServiceError as error:
             if isinstance(error, QueueFull) and len(slots) + len(refused) == len(call.items):
@@ -356,12 +367,10 @@ class Issuer:
         return []
 
     async def _outdated(self, terms: PromotionTerms, slots: list[_Slot], answers: Sequence[Answer]) -> bool:
-        """Whether the gate refused by terms that have changed since they were read; then nobody goes on by them.
+        """Whether the terms that the gate refused by have changed since they were read; then nobody goes on by them.
 
         Raises ServiceError where that can't be known, after what was admitted has been given back.
         """
-        if not any(map(_refused_by_terms, slots, answers)):
-            return False
         current = False
         try:
             current = await self._catalogue.is_current(terms)
@@ -394,7 +403,9 @@ class Issuer:
 
     def _give_back(self, group: int, slots: list[_Slot]) -> None:
         if slots:
-            self._gate.settle(group, [Settlement(slot.admission, SettleCode.GIVEN_BACK) for slot in slots])
+            self._gate.settle(
+                group, [Settlement(slot.admission, slot.item.request_id, SettleCode.GIVEN_BACK) for slot in slots]
+            )
 
     # --- commit ---------------------------------------------------------------------------------------------------
 
@@ -630,7 +641,10 @@ def _gate_refusal(slot: _Slot, answer: Answer) -> Rejection | ServiceError:
     if answer.code is AdmitCode.REFUSED:
         return rules.budget_exhausted(decision.terms, decision.prize, answer.remaining, decision.value)
     return ServiceError(
-        Code.UNAVAILABLE, "GATE_UNAVAILABLE", "the gate does not know this prize yet; retry", retry_after_ms=200
+        Code.UNAVAILABLE,
+        "GATE_UNAVAILABLE",
+        "the gate can't tell what is left of this prize now; retry",
+        retry_after_ms=200,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -37,7 +38,10 @@ class LivingWorkers(Protocol):
 
 @dataclass(slots=True)
 class SweepCounts:
-    """For metrics. `open_admissions`, `oldest_ms`: at the last look, over all running promotions."""
+    """For metrics. `open_admissions`, `oldest_ms`: at the last look, over all running promotions.
+
+    `rounds`: by how they ended: done, partial (a promotion could not be swept), failed (none could).
+    """
 
     leading: bool = False
     open_admissions: int = 0
@@ -45,6 +49,7 @@ class SweepCounts:
     fenced_total: int = 0
     found_granted_total: int = 0
     reconciled: dict[str, int] = field(default_factory=dict)
+    rounds: Counter[str] = field(default_factory=Counter)
 
 
 class Sweeper:
@@ -71,15 +76,18 @@ class Sweeper:
             self.counts.open_admissions = self.counts.oldest_ms = 0
             return
         open_admissions = oldest_ms = 0
+        ended = "done"
         for group in await self._workers.running_promotions():
             try:
                 found = await self._sweep(group)
             except ServiceError as error:  # the others are not to wait for this one
                 _log.warning("a promotion could not be swept", extra={"group": group, "why": error.message})
+                ended = "partial"
                 continue
             open_admissions += found.total
             oldest_ms = max([oldest_ms, *(admission.age_ms for admission in found.oldest)])
         self.counts.open_admissions, self.counts.oldest_ms = open_admissions, oldest_ms
+        self.counts.rounds[ended] += 1
 
     async def _sweep(self, group: int) -> OpenAdmissions:
         found = await self._gate.open_admissions(group, limit=_FENCE_ITEMS_MAX)
@@ -109,7 +117,7 @@ class Sweeper:
             if state is RequestState.GRANTED:
                 code = SettleCode.GRANTED if known == admission.admission else SettleCode.REPLAYED
                 self.counts.found_granted_total += 1
-            settlements.append(Settlement(admission.admission, code))
+            settlements.append(Settlement(admission.admission, admission.request_id, code))
         self._gate.settle(group, settlements)
         self.counts.fenced_total += len(admissions)
         _log.info("admissions that nobody settled were fenced", extra={"group": group, "count": len(admissions)})
@@ -121,8 +129,10 @@ async def keep_sweeping(sweeper: Sweeper, interval_seconds: float) -> None:
         try:
             await sweeper.run_once()
         except ServiceError as error:
+            sweeper.counts.rounds["failed"] += 1
             _log.warning("sweeping has to wait", extra={"why": error.message})
         except Exception as error:
+            sweeper.counts.rounds["failed"] += 1
             if isinstance(error, OSError) or is_unavailable(error):  # every second while PostgreSQL is away
                 _log.warning("sweeping has to wait", extra={"why": str(error)})
             else:

@@ -130,7 +130,7 @@ class OpenAdmission:
 @dataclass(frozen=True, slots=True)
 class GateState:
     """The gate of one promotion at one moment (one script call). `resources` by account id, `open_admissions` by
-    admission id; `run_id` is the one that the server it was read from has now."""
+    admission id; `run_id` is the one that the server it was read from has now (of each bucket, separated by commas)."""
 
     epoch: int
     run_id: str
@@ -145,8 +145,8 @@ class GateState:
 class GateView(Protocol):
     """How the gate is looked at; core/stock has the adapter."""
 
-    async def state(self, promotion_sid: int) -> GateState | None:
-        """All of one promotion's gate, at one moment; None if it is not loaded, which is closed."""
+    async def state(self, promotion_sid: int, buckets: int) -> GateState | None:
+        """All of one promotion's gate, at one moment; None if one of its buckets is not loaded, which is closed."""
 
 
 @dataclass(frozen=True, slots=True)

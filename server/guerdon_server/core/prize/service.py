@@ -25,14 +25,15 @@ class PrizeService:
     Requests have been validated field by field; what needs the stored state is checked here. Raises ServiceError.
     """
 
-    def __init__(self, pool: Pool, changes: PrizeChanges) -> None:
-        self._pool = pool
+    def __init__(self, changes: PrizeChanges, *, reads: Pool, writes: Pool) -> None:
+        self._reads = reads
+        self._writes = writes
         self._changes = changes
 
     async def create(self, new: NewPrize, caller: Caller) -> Prize:
         """A prize that can be asked for at once. PRIZE_EXISTS; PROMOTION_NOT_FOUND, PROMOTION_ENDED,
         PRIZES_TOO_MANY; BUDGET_MISSING."""
-        async with mutation(self._pool) as session:
+        async with mutation(self._writes) as session:
             if not await claim(session, "CreatePrize", new, caller):
                 return await store.get(session, new.prize_id)
             await _insert(session, new)
@@ -42,17 +43,17 @@ class PrizeService:
 
     async def get(self, prize_id: str) -> Prize:
         """PRIZE_NOT_FOUND."""
-        async with self._pool.acquire() as session:
+        async with self._reads.acquire() as session:
             return await store.get(session, prize_id)
 
     async def page(self, promotion_id: str, *, after: str, limit: int) -> list[Prize]:
         """Up to `limit` by id, behind the id `after`; of one promotion, unless that is ''."""
-        async with self._pool.acquire() as session:
+        async with self._reads.acquire() as session:
             return await store.page(session, promotion_id, after, limit)
 
     async def update(self, update: PrizeUpdate, caller: Caller) -> Prize:
         """What was granted keeps its terms. ETAG_MISMATCH."""
-        async with mutation(self._pool) as session:
+        async with mutation(self._writes) as session:
             if not await claim(session, "UpdatePrize", update, caller):
                 return await store.get(session, update.prize_id)
             prize = await store.lock_exclusive(session, update.prize_id)
@@ -66,7 +67,7 @@ class PrizeService:
     async def adjust_stock(self, delta: StockDelta, caller: Caller) -> tuple[PrizeStock, bool]:
         """The stock as it is now, and whether the adjustment had been made before. STOCK_INSUFFICIENT,
         CAPACITY_UNLIMITED, CAPACITY_LIMIT."""
-        async with mutation(self._pool) as session:
+        async with mutation(self._writes) as session:
             first = await claim(session, "AdjustPrizeStock", delta, caller)
             if first:
                 await _adjust_stock(session, delta)
@@ -76,12 +77,12 @@ class PrizeService:
 
     async def stock(self, prize_id: str) -> PrizeStock:
         """PRIZE_NOT_FOUND."""
-        async with self._pool.acquire() as session:
+        async with self._reads.acquire() as session:
             return await store.stock(session, prize_id)
 
     async def offers(self, promotions: Sequence[PromotionSid], user_id: str) -> dict[PromotionSid, list[Offer]]:
         """The prizes of each promotion, by id, as the user ('': nobody in particular) sees them now; two queries."""
-        async with self._pool.acquire() as session:
+        async with self._reads.acquire() as session:
             holdings = await store.holdings(session, promotions, user_id)
             prizes = await store.fetch(session, list(holdings))
         offers: dict[PromotionSid, list[Offer]] = {sid: [] for sid in promotions}

@@ -34,13 +34,14 @@ class PromotionService:
     Requests have been validated field by field; what needs the stored state is checked here. Raises ServiceError.
     """
 
-    def __init__(self, pool: Pool, changes: PromotionChanges) -> None:
-        self._pool = pool
+    def __init__(self, changes: PromotionChanges, *, reads: Pool, writes: Pool) -> None:
+        self._reads = reads
+        self._writes = writes
         self._changes = changes
 
     async def create(self, new: NewPromotion, caller: Caller) -> Promotion:
         """A draft with its budgets. PROMOTION_EXISTS; ENTRANCE_NOT_FOUND."""
-        async with mutation(self._pool) as session:
+        async with mutation(self._writes) as session:
             if not await claim(session, "CreatePromotion", new, caller):
                 return await _current(session, new.promotion_id)
             sid = await store.insert(session, new)
@@ -57,23 +58,23 @@ class PromotionService:
 
     async def get(self, promotion_id: str) -> Promotion:
         """PROMOTION_NOT_FOUND."""
-        async with self._pool.acquire() as session:
+        async with self._reads.acquire() as session:
             return await _current(session, promotion_id)
 
     async def page(self, states: Sequence[PromotionState], *, after: str, limit: int) -> list[Promotion]:
         """Up to `limit` by id, behind the id `after`; without states all but archived ones."""
         wanted = states or [state for state in PromotionState if state is not PromotionState.ARCHIVED]
-        async with self._pool.acquire() as session:
+        async with self._reads.acquire() as session:
             return await store.page(session, wanted, after, limit)
 
     async def live_page(self, entrance_id: str, *, after: str, limit: int) -> list[Promotion]:
         """Up to `limit` that are active now and bound to the entrance, by id, behind the id `after`."""
-        async with self._pool.acquire() as session:
+        async with self._reads.acquire() as session:
             return await store.live_page(session, entrance_id, after, limit)
 
     async def update(self, update: PromotionUpdate, caller: Caller) -> Promotion:
         """ETAG_MISMATCH; PROMOTION_ENDED, PROMOTION_STARTED; ENTRANCE_NOT_FOUND."""
-        async with mutation(self._pool) as session:
+        async with mutation(self._writes) as session:
             if not await claim(session, "UpdatePromotion", update, caller):
                 return await _current(session, update.promotion_id)
             promotion = await _lock(session, update.promotion_id, update.etag)
@@ -87,7 +88,7 @@ class PromotionService:
 
     async def transition(self, transition: Transition, caller: Caller) -> Promotion:
         """Once this returns PAUSED (or ENDED), not one more grant is made. ETAG_MISMATCH; TRANSITION_NOT_ALLOWED."""
-        async with mutation(self._pool) as session:
+        async with mutation(self._writes) as session:
             if not await claim(session, "TransitionPromotion", transition, caller):
                 return await _current(session, transition.promotion_id)
             promotion = await _lock(session, transition.promotion_id, transition.etag)
@@ -101,7 +102,7 @@ class PromotionService:
     async def adjust_budget(self, delta: BudgetDelta, caller: Caller) -> tuple[Budget, bool]:
         """The budget as it is now, and whether the adjustment had been made before. A budget in an asset that the
         promotion did not have is opened. BUDGET_INSUFFICIENT, CAPACITY_UNLIMITED, CAPACITY_LIMIT, BUDGETS_TOO_MANY."""
-        async with mutation(self._pool) as session:
+        async with mutation(self._writes) as session:
             first = await claim(session, "AdjustPromotionBudget", delta, caller)
             sid = await store.find(session, delta.promotion_id)
             if first:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
 
 from guerdon_server.platform.errors import Code, ServiceError
 
@@ -14,6 +14,8 @@ EXACT_MAX = 2**53 - 1
 ID_MAX = 2**63 - 1
 CLAIMS_MAX = 3
 NO_LIMIT = "-"
+Tag: TypeAlias = int | str
+"""The hash tag of a gate group's keys: the promotion's number, or that of one of its further buckets."""
 RETRY_AFTER_MS = 200
 
 
@@ -28,7 +30,10 @@ class Status(enum.IntEnum):
 
 
 class AdmitCode(enum.IntEnum):
-    """The gate's answer to one item. The values are those in lua/admit.lua."""
+    """The gate's answer to one item. The values are those in lua/admit.lua.
+
+    UNKNOWN_RESOURCE: what is left can't be told now: the gate does not hold the resource, or a bucket is away.
+    """
 
     ADMITTED = 1
     PENDING = 2
@@ -52,10 +57,24 @@ class SettleCode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """`value`: (monotone number << 24 | random), 63 bit; `run_id`: of the Redis process on which it was loaded."""
+    """`value`: (monotone number << 24 | random), 63 bit; `run_id`: of the Redis process on which it was loaded.
+
+    A promotion has one epoch and as many buckets as `run_id` names processes, separated by commas; an empty name is
+    that of a bucket which was away when the epoch was opened, and is closed. All buckets have the same epoch, so that
+    no unit of one can come into a bucket of another.
+    """
 
     value: int
     run_id: str
+    run_ids: Sequence[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run_ids", tuple(self.run_id.split(",")))
+
+    @property
+    def buckets(self) -> int:
+        """How many there are."""
+        return len(self.run_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +82,25 @@ class ResourceState:
     """A ledger account with a floor, as the ledger sees it, in minor units.
 
     capacity: initial + top-ups − recalls; used: what commits have taken of it; version: grows with every change of
-    capacity. Raises ValueError beyond what the gate can count exactly.
+    capacity. Raises ValueError beyond what the gate can count exactly. `used` may be below 0: so it is in a Redis that
+    somebody wrote to, and comparing finds it.
+
+    Of a bucket: its part of both; net: units that it gave to others, less what it received (of all buckets together:
+    what is on its way). The capacity of the first bucket is below 0 while it owes units after a recall.
     """
 
     resource: int
     capacity: int
     version: int
     used: int
+    net: int = 0
 
     def __post_init__(self) -> None:
         assert 0 < self.resource <= ID_MAX
-        for name in ("capacity", "version", "used"):
-            if not 0 <= getattr(self, name) <= EXACT_MAX:
-                raise ValueError(f"resource {self.resource}: {name} {getattr(self, name)} is not in 0..{EXACT_MAX}")
+        for name, least in (("capacity", -EXACT_MAX), ("version", 0), ("used", -EXACT_MAX)):
+            if not least <= getattr(self, name) <= EXACT_MAX:
+                value = getattr(self, name)
+                raise ValueError(f"resource {self.resource}: {name} {value} is not in {least}..{EXACT_MAX}")
 
 
 # Named tuples, because one of each is made for every request: a frozen dataclass takes four times as long.
@@ -110,7 +135,29 @@ class AdmitItem(NamedTuple):
 def _are_sound(claims: tuple[tuple[int, int], ...]) -> bool:
     if len(claims) > 1 and len({resource for resource, _ in claims}) != len(claims):
         return False
-    return len(claims) <= CLAIMS_MAX and all(0 < amount <= EXACT_MAX for _, amount in claims)
+    for _, amount in claims:  # no generator: this is in the way of every request
+        if not 0 < amount <= EXACT_MAX:
+            return False
+    return len(claims) <= CLAIMS_MAX
+
+
+class Share(NamedTuple):
+    """How a bucket stands with a resource. backs: how often something was given back in it, of whatever resource.
+
+    given, received: in units, to and from each bucket since the epoch was opened.
+    """
+
+    backs: int
+    capacity: int
+    version: int
+    used: int
+    given: Sequence[int]
+    received: Sequence[int]
+
+    @property
+    def free(self) -> int:
+        """Units that the bucket may still admit for; below 0: it owes them."""
+        return self.capacity - self.used
 
 
 class Answer(NamedTuple):
@@ -119,7 +166,7 @@ class Answer(NamedTuple):
     sure: a refusal can't hide a replay, because the markers know every granted request. While it is False (just after
     a rebuild) ask the ledger for a grant of the request before telling anybody LIMIT_REACHED or REFUSED.
     twin: PENDING: the open admission of the same request. observed: LIMIT_REACHED. resource: REFUSED,
-    UNKNOWN_RESOURCE. remaining: REFUSED.
+    UNKNOWN_RESOURCE (0: of whatever the item claims). remaining: REFUSED.
     """
 
     epoch: int
@@ -132,16 +179,21 @@ class Answer(NamedTuple):
 
 
 class Admitted(NamedTuple):
-    """One answer per item, in order, all under one epoch: the commit must be given it."""
+    """One answer per item, in order, each with the epoch that the commit must be given; `epoch`: that of the first.
+
+    All have the same unless the promotion has several buckets.
+    """
 
     epoch: int
     answers: Sequence[Answer]
 
 
 class Settlement(NamedTuple):
-    """What became of one admission. observed: with GIVEN_BACK, the count of its limit key that the ledger saw."""
+    """What became of one admission of a request. observed: with GIVEN_BACK, the count of its limit key that the ledger
+    saw."""
 
     admission: int
+    request_id: str
     code: SettleCode
     observed: int = 0
 

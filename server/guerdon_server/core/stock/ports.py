@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from guerdon_server.core.stock.model import Epoch, ResourceState
@@ -23,6 +23,10 @@ class GateSource(Protocol):
 
     async def current_epoch(self, group: int) -> Epoch | None:
         """The epoch that commits of this group are accepted under; None before the first."""
+        ...
+
+    async def current_epochs(self, groups: Sequence[int]) -> Mapping[int, Epoch]:
+        """The same for many; without those that have none."""
         ...
 
     async def open_epoch(self, group: int, *, replacing: int | None, run_id: str) -> OpenedEpoch:

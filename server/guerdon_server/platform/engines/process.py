@@ -51,7 +51,7 @@ def spawn(
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         return subprocess.Popen(  # noqa: S603  our own program
-            [*_launcher(run_as, os.getpid(), death_signal), *command],
+            [*launcher(run_as, os.getpid(), death_signal), *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -65,12 +65,12 @@ def spawn(
 
 def can_enter(run_as: RunAs, paths: Sequence[Path]) -> bool:
     """Whether that user may enter (folders) or read (files) all paths."""
-    command = [*_launcher(run_as, None, None), "?", *paths]
+    command = [*launcher(run_as, None, None), "?", *paths]
     done = subprocess.run(command, env=_environment(), cwd="/", check=False, capture_output=True)  # noqa: S603
     return done.returncode == 0
 
 
-def _launcher(run_as: RunAs | None, parent: int | None, death_signal: signal.Signals | None) -> list[str | Path]:
+def launcher(run_as: RunAs | None, parent: int | None, death_signal: signal.Signals | None) -> list[str | Path]:
     user = ["-", "-", "-"]
     if run_as is not None:
         user = [str(run_as.uid), str(run_as.gid), "-" if run_as.capability is None else str(run_as.capability)]

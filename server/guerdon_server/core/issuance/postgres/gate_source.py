@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -33,6 +33,12 @@ class PostgresGateSource:
     async def current_epoch(self, group: int) -> Epoch | None:
         rows = await self._fetch("SELECT gate_epoch, gate_run_id FROM guerdon.promotion WHERE sid = $1", group)
         return Epoch(*rows[0]) if rows and rows[0][0] else None
+
+    async def current_epochs(self, groups: Sequence[int]) -> Mapping[int, Epoch]:
+        rows = await self._fetch(
+            "SELECT sid, gate_epoch, gate_run_id FROM guerdon.promotion WHERE sid = ANY($1) AND gate_epoch <> 0", groups
+        )
+        return {row["sid"]: Epoch(row["gate_epoch"], row["gate_run_id"]) for row in rows}
 
     async def open_epoch(self, group: int, *, replacing: int | None, run_id: str) -> OpenedEpoch:
         (row,) = await self._fetch(

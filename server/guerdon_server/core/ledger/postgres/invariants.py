@@ -87,11 +87,14 @@ async def verify_gate(pool: Pool, gate: GateView, *, patience_seconds: float = 5
     epoch is being loaded): it is a violation if it is still there after `patience_seconds`. A gate that never holds
     still is compared within what is in flight; `what` says how many those were.
     """
-    promotions = await pool.fetch("SELECT sid FROM guerdon.promotion WHERE gate_epoch <> 0 ORDER BY sid")
+    promotions = await pool.fetch(
+        "SELECT sid, guerdon.gate_buckets(gate_run_id) AS buckets FROM guerdon.promotion WHERE gate_epoch <> 0"
+        " ORDER BY sid"
+    )
     compared = closed = moving = 0
     violations: list[str] = []
     for row in promotions:
-        result = await _compare_patiently(pool, gate, row["sid"], patience_seconds)
+        result = await _compare_patiently(pool, gate, row["sid"], row["buckets"], patience_seconds)
         if result is None:
             closed += 1
             continue
@@ -109,13 +112,15 @@ async def verify_gate(pool: Pool, gate: GateView, *, patience_seconds: float = 5
     )
 
 
-async def _compare_patiently(pool: Pool, gate: GateView, promotion: int, seconds: float) -> GateComparison | None:
+async def _compare_patiently(
+    pool: Pool, gate: GateView, promotion: int, buckets: int, seconds: float
+) -> GateComparison | None:
     """None: closed."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     moving = 0
     while True:
-        result = await _compare_once(pool, gate, promotion)
+        result = await _compare_once(pool, gate, promotion, buckets)
         if result is None or (result.still and not result.violations) or loop.time() >= deadline:
             return result
         if not result.violations:
@@ -125,12 +130,12 @@ async def _compare_patiently(pool: Pool, gate: GateView, promotion: int, seconds
         await asyncio.sleep(_GATE_PAUSE_SECONDS)
 
 
-async def _compare_once(pool: Pool, gate: GateView, promotion: int) -> GateComparison | None:
-    before = await gate.state(promotion)
+async def _compare_once(pool: Pool, gate: GateView, promotion: int, buckets: int) -> GateComparison | None:
+    before = await gate.state(promotion, buckets)
     if before is None:
         return None
     ledger = await _ledger_side(pool, promotion, before)
-    after = await gate.state(promotion)
+    after = await gate.state(promotion, buckets)
     # Another run id than the one loaded on: nobody uses this gate, the next connection opens a new epoch.
     if after is None or after.run_id != ledger.run_id:
         return None

@@ -39,9 +39,15 @@ class Workers:
         )
 
     async def stop(self, incarnation: int) -> None:
-        """Say that this process is gone: nothing of it is in flight any more."""
+        """Say that a process is gone, this one or one that was seen to end; its lease is not waited for.
+
+        It will admit nothing more, and its jobs are free at once. What it had admitted is fenced by the next sweep: its
+        commits may still be under way in PostgreSQL.
+        """
         await self._pool.execute(
-            "UPDATE guerdon.worker SET stopped_at = clock_timestamp() WHERE incarnation = $1", incarnation
+            "WITH freed AS (DELETE FROM guerdon.lease WHERE worker = $1)"
+            " UPDATE guerdon.worker SET stopped_at = clock_timestamp() WHERE incarnation = $1",
+            incarnation,
         )
 
     async def living(self) -> set[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -18,10 +18,12 @@ from guerdon_server.core.stock.model import (
     ResourceState,
     SettleCode,
     Settlement,
+    Share,
     Status,
+    Tag,
 )
 from guerdon_server.core.stock.redis.pipeline import ScriptPipeline
-from guerdon_server.platform.redis import Client, RedisUnavailable, Script, Value, call
+from guerdon_server.platform.redis import AnyClient, RedisUnavailable, Script, Value, call
 
 # Bounded by what a script may unpack on Lua's stack (prelude.lua): 2 fields for each of 3 claims an item.
 ITEMS_MAX = 1000
@@ -51,7 +53,7 @@ class RedisGate:
     Where the answer is a `Status`, OPEN means done and everything else means that nothing was changed.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: AnyClient) -> None:
         self._client = client
         self._pipeline = ScriptPipeline(client)
         self._admit = _script("admit")
@@ -59,11 +61,14 @@ class RedisGate:
         self._prepare = _script("prepare")
         self._load = _script("load")
         self._set_capacity = _script("set_capacity")
+        self._give = _script("give")
+        self._receive = _script("receive")
         self._mark_granted = _script("mark_granted")
         self._open_admissions = _script("open_admissions")
         self._inspect = _script("inspect")
+        self._pending = _script("pending")
 
-    async def admit(self, group: int, *, epoch: int, run_id: str, items: Sequence[AdmitItem]) -> list[Answer] | None:
+    async def admit(self, group: Tag, *, epoch: int, run_id: str, items: Sequence[AdmitItem]) -> list[Answer] | None:
         """One answer per item, in order; None: the group is not open under this epoch on this process."""
         assert len(items) <= ITEMS_MAX
         # One argument for the whole batch: redis-py spends more on each argument than all that we do for an item.
@@ -78,19 +83,19 @@ class RedisGate:
             return None
         return _answers(reply.split(), epoch)
 
-    async def settle(self, group: int, *, epoch: int, run_id: str, settlements: Sequence[Settlement]) -> int | None:
+    async def settle(self, group: Tag, *, epoch: int, run_id: str, settlements: Sequence[Settlement]) -> int | None:
         """How many admissions were open and are settled now; None: the group is not open under this epoch."""
         assert len(settlements) <= ITEMS_MAX
         reply = await self._call(self._settle, group, (epoch, run_id, " ".join(map(_settlement, settlements))))
         status, count = reply.split()
         return int(count) if int(status) == Status.OPEN else None
 
-    async def prepare(self, group: int, *, epoch: int, run_id: str) -> Status:
+    async def prepare(self, group: Tag, *, epoch: int, run_id: str) -> Status:
         """Close the group and reserve it for `load` under this epoch."""
         return _status(await self._call(self._prepare, group, [epoch, run_id]))
 
     async def load(
-        self, group: int, *, epoch: int, run_id: str, complete: bool, resources: Sequence[ResourceState]
+        self, group: Tag, *, epoch: int, run_id: str, complete: bool, resources: Sequence[ResourceState]
     ) -> Status:
         """Open the prepared group. complete: no request of the group was granted before this epoch."""
         arguments: list[Value] = [epoch, run_id, int(complete)]
@@ -99,7 +104,7 @@ class RedisGate:
         return _status(await self._call(self._load, group, arguments))
 
     async def set_capacity(
-        self, group: int, *, epoch: int, run_id: str, resources: Sequence[ResourceState], add: bool
+        self, group: Tag, *, epoch: int, run_id: str, resources: Sequence[ResourceState], add: bool
     ) -> int | None:
         """How many were changed; None: not open under this epoch. A newer version overwrites the capacity.
 
@@ -114,8 +119,39 @@ class RedisGate:
         assert int(status) != Status.INEXACT, "ResourceState bounds its numbers"
         return int(changed) if int(status) == Status.OPEN else None
 
+    async def give(
+        self, group: Tag, *, epoch: int, run_id: str, buckets: int, target: int, wanted: Mapping[int, int]
+    ) -> Mapping[int, Share] | None:
+        """Give units of this bucket to the bucket `target`, by resource at least as many as wanted if there are (0:
+        none); how this one stands then. None: not open under this epoch. Repeated, it may give again."""
+        arguments: list[Value] = [epoch, run_id, buckets, target]
+        for resource, units in wanted.items():
+            arguments += (resource, units)
+        reply = await self._call(self._give, group, arguments)
+        if _status(reply[0]) is not Status.OPEN:
+            return None
+        backs, *numbers = map(int, reply[1:])
+        shares = {}
+        for place, resource in enumerate(wanted):
+            at = place * (3 + 2 * buckets)
+            capacity, version, used, *totals = numbers[at : at + 3 + 2 * buckets]
+            shares[resource] = Share(backs, capacity, version, used, tuple(totals[:buckets]), tuple(totals[buckets:]))
+        return shares
+
+    async def receive(
+        self, group: Tag, *, epoch: int, run_id: str, deliveries: Sequence[tuple[int, int, int]]
+    ) -> int | None:
+        """Add what other buckets gave to this one: (resource, source, total given to it). How many units were added;
+        None: not open under this epoch. Idempotent."""
+        arguments: list[Value] = [epoch, run_id]
+        for delivery in deliveries:
+            arguments += delivery
+        status, units = (await self._call(self._receive, group, arguments)).split()
+        assert int(status) != Status.INEXACT, "give.lua bounds its totals"
+        return int(units) if int(status) == Status.OPEN else None
+
     async def mark_granted(
-        self, group: int, *, epoch: int, run_id: str, request_ids: Sequence[str], complete: bool
+        self, group: Tag, *, epoch: int, run_id: str, request_ids: Sequence[str], complete: bool
     ) -> bool:
         """Whether the group is open under this epoch, and so the requests are marked. complete: this was the last."""
         assert len(request_ids) <= ITEMS_MAX
@@ -123,7 +159,7 @@ class RedisGate:
         return _status(reply) is Status.OPEN
 
     async def open_admissions(
-        self, group: int, *, epoch: int, run_id: str, cursor: str, page_items: int
+        self, group: Tag, *, epoch: int, run_id: str, cursor: str, page_items: int
     ) -> Page | None:
         """One page of about `page_items` (cursor "0" begins); None: not open under this epoch."""
         reply = await self._call(self._open_admissions, group, [epoch, run_id, cursor, page_items])
@@ -133,7 +169,7 @@ class RedisGate:
         pairs = zip(reply[4::2], reply[5::2], strict=True)
         return Page(reply[1].decode(), int(reply[2]), [_open_admission(*pair, now_ms) for pair in pairs])
 
-    async def inspect(self, group: int, *, resources: bool) -> GateState:
+    async def inspect(self, group: Tag, *, resources: bool) -> GateState:
         """What this Redis process holds of the group, whatever its state."""
         reply = [field.decode() for field in await self._call(self._inspect, group, [int(resources)])]
         run_id, open_epoch, loading_epoch, complete, open_admissions, cursor, touched = reply[:7]
@@ -146,20 +182,19 @@ class RedisGate:
             open_admissions=int(open_admissions),
             backfill_cursor=cursor,
             backfill_age_ms=int(touched) if touched else None,
-            resources=[ResourceState(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)],
+            resources=[ResourceState(*numbers[at : at + 5]) for at in range(0, len(numbers), 5)],
         )
 
-    async def is_marked_open(self, group: int, *, epoch: int, request_id: str) -> bool:
-        """Whether the request has an open admission under this epoch."""
-        _, markers, _, _ = keys(group)
-        held, marker = await call(self._client, "HMGET", markers, "@", request_id)
-        return bool(held == str(epoch).encode() and marker is not None and marker != b"g")
+    async def is_marked_open(self, group: Tag, *, epoch: int, run_id: str, request_id: str) -> bool | None:
+        """Whether the request has an open admission; None: the group is not open under this epoch on this process."""
+        reply = await self._call(self._pending, group, (epoch, run_id, request_id))
+        return bool(reply.endswith(b" 1")) if _status(reply) is Status.OPEN else None
 
-    async def forget(self, group: int) -> None:
+    async def forget(self, group: Tag) -> None:
         """Delete all that Redis holds of the group; it is closed until it is opened under a new epoch."""
         await call(self._client, "UNLINK", *keys(group))
 
-    async def _call(self, script: Script, group: int, arguments: Sequence[Value]) -> Any:
+    async def _call(self, script: Script, group: Tag, arguments: Sequence[Value]) -> Any:
         try:
             return await self._pipeline(script, keys(group), arguments)
         except ResponseError as error:
@@ -168,7 +203,7 @@ class RedisGate:
             raise
 
 
-def keys(group: int) -> tuple[str, str, str, str]:
+def keys(group: Tag) -> tuple[str, str, str, str]:
     """The group's keys, in the order of the scripts' KEYS; one hash tag, so one slot of a cluster."""
     tag = f"guerdon:{{{group}}}:"
     return tag + "meta", tag + "markers", tag + "admissions", tag + "limits"

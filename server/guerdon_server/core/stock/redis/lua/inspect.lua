@@ -1,10 +1,14 @@
-#!lua flags=no-writes
+#!lua flags=allow-oom
 -- What this process holds of the group, whatever its state: for (re-)opening, reconciling and verifying.
+--
+-- Not flagged no-writes although it writes nothing: then a former primary would answer it that follows another one now,
+-- or has lost its replicas (min-replicas-to-write), and what it holds is not what the group is.
 --
 -- KEYS  the group's four hashes (prelude.lua)
 -- ARGV  1 resources (1: also return them)
 -- Returns {RUN_ID, EPOCH open here or "", EPOCH being loaded or "", COMPLETE 0|1, OPEN admissions (0 when closed),
---       backfill CURSOR or "", ms since the load or the backfill's last page or "", then RESOURCE CAPACITY VERSION USED ...}
+--       backfill CURSOR or "", ms since the load or the backfill's last page or "", then RESOURCE CAPACITY VERSION
+--       USED NET ...}; NET: what it gave to other buckets, less what it received (0 where there are none)
 -- Writes nothing.
 local here = run_id()
 local meta = redis.pcall('HMGET', KEYS[1], '@', 'run', 'loading', 'complete', 'cursor', 'touched')
@@ -34,6 +38,7 @@ if ARGV[1] == '1' and open ~= '' then
       reply[#reply + 1] = capacity
       reply[#reply + 1] = held['v:' .. resource]
       reply[#reply + 1] = held['u:' .. resource]
+      reply[#reply + 1] = held['n:' .. resource] or '0'
     end
   end
 end

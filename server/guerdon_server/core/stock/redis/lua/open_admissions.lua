@@ -1,5 +1,5 @@
-#!lua flags=no-writes
--- One page of the open admissions.
+#!lua flags=allow-oom
+-- One page of the open admissions. (Not flagged no-writes: inspect.lua says why.)
 --
 -- KEYS  the group's four hashes (prelude.lua)
 -- ARGV  1 epoch, 2 run id, 3 HSCAN cursor (0 begins), 4 HSCAN count

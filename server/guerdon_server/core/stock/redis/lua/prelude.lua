@@ -1,7 +1,9 @@
 -- Put in front of every script by scripts.py (Lua in Redis has no include). Not a command of its own.
 --
 -- A gate group is four hashes with one hash tag, in this order in KEYS:
---   1 meta        @ epoch; run, complete, loading, cursor, touched; per resource c:ID capacity, v:ID version, u:ID used
+--   1 meta        @ epoch; run, complete, loading, cursor, touched; per resource c:ID capacity, v:ID version, u:ID used;
+--                 of a promotion with several buckets, each a group: backs, and per resource g:ID:BUCKET given to and
+--                 r:ID:BUCKET received from another one, n:ID = given - received, over all (give.lua)
 --   2 markers     @ epoch; REQUEST_ID -> the open admission's id, or g (granted)
 --   3 admissions  @ epoch; ADMISSION_ID -> "TIME_MS REQUEST_ID LIMIT_KEY [RESOURCE AMOUNT]..."
 --   4 limits      @ epoch; LIMIT_KEY -> count
@@ -16,6 +18,8 @@ local STATUS = { OPEN = '0', CLOSED = '1', SUPERSEDED = '2', NOT_PREPARED = '3',
 
 -- One call's arguments are pushed on the Lua stack, which holds 8000: longer lists go in pieces.
 local STACK_MAX = 7000 -- even: pairs are never torn
+
+local EXACT_MAX = 9007199254740991 -- 2^53 - 1
 
 local function integer(number)
   return string.format('%.0f', number)
@@ -60,5 +64,5 @@ end
 -- An integer from 0 to 2^53 - 1, in the only spelling that %.0f gives it.
 local function exact(text)
   local number = tonumber(text)
-  return number and number >= 0 and number <= 9007199254740991 and integer(number) == text
+  return number and number >= 0 and number <= EXACT_MAX and integer(number) == text
 end

@@ -7,7 +7,8 @@
 -- ARGV  1 epoch, 2 run id
 -- Returns "STATUS RUN_ID": OPEN = reserved; CLOSED = another process than expected; SUPERSEDED = this process holds a
 --       later epoch, or has opened this one already.
--- Writes meta; deletes markers, admissions, limits.
+-- Writes meta; empties markers, admissions, limits but for a sentinel that is no epoch: a cluster runs a script that names
+-- several keys on a slot which is being moved only if all of them exist.
 local epoch, run = ARGV[1], ARGV[2]
 local here = run_id()
 if here ~= run then
@@ -21,4 +22,7 @@ if meta[1] == run then
 end
 redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
 redis.call('HSET', KEYS[1], 'run', run, 'loading', epoch)
+for i = 2, 4 do
+  redis.call('HSET', KEYS[i], '@', '-')
+end
 return STATUS.OPEN .. ' ' .. here

@@ -4,6 +4,7 @@
 -- A resource that the gate does not hold has had no admission under this epoch, and commits under earlier epochs are
 -- refused since this one was opened. So the used that the ledger gave *after the epoch was opened* can't have moved, and
 -- adding it loses nothing. Of one that is held only the capacity is taken: its used counts open admissions, too.
+-- A bucket that has given units to others has so many less; after a recall that may be less than nothing: it owes them.
 --
 -- KEYS  the group's four hashes (prelude.lua)
 -- ARGV  1 epoch, 2 run id, then per resource: RESOURCE CAPACITY VERSION USED|-      (-: don't add it)
@@ -20,10 +21,10 @@ for i = 3, #ARGV, 4 do
   if not (exact(capacity) and exact(version) and (used == '-' or exact(used))) then
     return STATUS.INEXACT .. ' ' .. run
   end
-  local held = redis.call('HGET', KEYS[1], 'v:' .. resource)
+  local held, net = unpack(redis.call('HMGET', KEYS[1], 'v:' .. resource, 'n:' .. resource))
   if (held and tonumber(version) > tonumber(held)) or (not held and used ~= '-') then
     writes[#writes + 1] = 'c:' .. resource
-    writes[#writes + 1] = capacity
+    writes[#writes + 1] = integer(tonumber(capacity) - tonumber(net or '0'))
     writes[#writes + 1] = 'v:' .. resource
     writes[#writes + 1] = version
     if not held then

@@ -9,7 +9,7 @@
 --       r<ADMISSION_ID>                 REPLAYED: all that it took goes back, its request is marked granted
 -- Returns "STATUS RUN_ID" unless open, else "STATUS SETTLED": how many admissions were open and now are not.
 -- An admission without a record has no effect, so a repetition has none.
--- Writes admissions (delete), markers, limits, meta (used). May run out of memory's limit: it frees more than it takes.
+-- Writes admissions (delete), markers, limits, meta (used, backs). May run out of memory's limit: it frees more than it takes.
 local epoch, run = ARGV[1], ARGV[2]
 local refusal = closed(epoch, run)
 if refusal then
@@ -98,6 +98,9 @@ if #unmarked > 0 then
 end
 if #limit_gone > 0 then
   redis.call('HDEL', KEYS[4], unpack(limit_gone))
+end
+if #meta_writes > 0 and redis.call('HEXISTS', KEYS[1], 'backs') == 1 then
+  redis.call('HINCRBY', KEYS[1], 'backs', 1)
 end
 set_all(KEYS[2], granted)
 set_all(KEYS[4], limit_writes)
