@@ -102,9 +102,18 @@ class _Play:
         self.calm = all(strike.fault.touches in {"caller", "operator"} for strike in planned.strikes)
         self.offers: dict[str, Offer] = {}
 
+    async def _divide(self, stage: Stage) -> None:
+        """Some promotions have several stock buckets."""
+        rng = random.Random(f"{self.planned.seed}-buckets")
+        async with self.cluster.postgres.connection() as session:
+            for promotion_id in stage.promotion_ids:
+                buckets = rng.choice((1, 1, 2, 3))
+                await session.execute("SELECT guerdon.set_gate_buckets($1, $2)", promotion_id, buckets)
+
     async def run(self) -> None:
         stage = await set_up(self.callers[0].desk, self.planned.number, self.rng)
         self.offers = {offer.prize_id: offer for offer in stage.offers}
+        await self._divide(stage)
         operator = Operator(self.callers, self.journal, stage, self.rng)
         crowd = Crowd(self.callers, self.journal, stage, self.planned.seed)
         crowd.start(_CLERKS)
