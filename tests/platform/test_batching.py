@@ -114,12 +114,12 @@ async def test_a_small_batch_does_not_start_beside_another() -> None:
 async def test_in_a_busy_time_a_few_items_wait_for_more() -> None:
     recorder = Recorder()
     joined = coalescer(recorder, items_max=100, enough_items=10, gather_seconds=0.2)
-    await joined.submit([1] * BUSY_ITEMS)
+    await joined.submit([1] * (BUSY_ITEMS + 2))
     futures = [joined.submit([1])]
     await _ticks(100)
     futures.append(joined.submit([2]))
     assert await together(*futures) == [[2], [4]]
-    assert recorder.batches == [[1] * BUSY_ITEMS, [1, 2]]
+    assert recorder.batches == [[1] * (BUSY_ITEMS + 2), [1, 2]]
 
 
 async def test_in_a_busy_time_enough_items_do_not_wait() -> None:
@@ -127,6 +127,14 @@ async def test_in_a_busy_time_enough_items_do_not_wait() -> None:
     joined = coalescer(recorder, items_max=100, enough_items=10, gather_seconds=3600)
     await joined.submit([1] * BUSY_ITEMS)
     assert await joined.submit([1] * 10) == [2] * 10
+
+
+async def test_in_a_busy_time_half_as_many_as_the_last_batch_do_not_wait() -> None:
+    recorder = Recorder()
+    joined = coalescer(recorder, items_max=100, enough_items=100, gather_seconds=3600)
+    await joined.submit([1] * 20)
+    assert await joined.submit([1] * 10) == [2] * 10
+    assert await joined.submit([1] * 5) == [2] * 5
 
 
 async def test_in_a_quiet_time_nobody_waits() -> None:

@@ -3,6 +3,7 @@ workload is measured."""
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import os
 import tempfile
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import asyncpg
 import grpc.aio
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 Told = TypeVar("Told")
 _PROBE_SECONDS_MAX = 10.0
+_REST_SECONDS: Final = 0.5
 _GRANTS = "SELECT coalesce(sum(issuance_count), 0)::bigint FROM guerdon.batch"
 
 
@@ -255,7 +257,7 @@ class Stage:
             at_random=at_random,
         )
         told, _, elsewhere = await self.metered(offering)
-        granted = await self.grants() - granted_before
+        granted = await self._grants_at_rest() - granted_before
         offered = Offered.of(
             told,
             share=share,
@@ -287,6 +289,14 @@ class Stage:
     async def grants(self) -> int:
         """That the ledger has."""
         return int(await self.ledger.fetchval(_GRANTS))
+
+    async def _grants_at_rest(self) -> int:
+        """Once no more are added: calls that nobody waits for any more may still be granted."""
+        before = -1
+        while (now := await self.grants()) != before:
+            before = now
+            await asyncio.sleep(_REST_SECONDS)
+        return now
 
     async def verify(self) -> list[Check]:
         """The books and the gate."""

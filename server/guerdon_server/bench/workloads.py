@@ -150,7 +150,7 @@ WORKLOADS: Final[Sequence[Workload]] = (
         _UNARY,
         (issue(Prize.COUPON),),
         open_loop=True,
-        target=Target(echo_ratio_max=2.2, p99_ms_max=15, goodput_share_min=0.9),
+        target=Target(echo_ratio_max=1.8, p99_ms_max=15, goodput_share_min=0.9),
         native_target=Target(durable_per_second_min=10_000),
     ),
     Workload(
@@ -160,7 +160,7 @@ WORKLOADS: Final[Sequence[Workload]] = (
         (issue(Prize.SOLD_OUT),),
         outcome=Outcome.REJECTED,
         durable=False,
-        target=Target(echo_ratio_max=1.6, postgres_core_share_max=0.03),
+        target=Target(echo_ratio_max=1.35, postgres_core_share_max=0.03),
         native_target=Target(echo_ratio_max=1.8, postgres_core_share_max=0.03),
     ),
     Workload(
@@ -186,7 +186,7 @@ WORKLOADS: Final[Sequence[Workload]] = (
         connections=4,
         streams=5,
         open_loop=True,
-        target=Target(durable_per_second_min=12_000, goodput_share_min=0.9),
+        target=Target(durable_per_second_min=20_000, goodput_share_min=0.9),
     ),
     Workload(
         "batch_mix",
@@ -196,6 +196,7 @@ WORKLOADS: Final[Sequence[Workload]] = (
         items_per_call=BATCH_ITEMS,
         connections=4,
         streams=5,
+        target=Target(durable_per_second_min=13_000),
     ),
 )
 ECHO_CONNECTIONS: Final = 8

@@ -2,8 +2,8 @@
 
 A batch starts when the event loop has been quiet for a few ticks, which take microseconds where nothing is to be done:
 idle traffic pays no delay. A call to Redis or PostgreSQL costs as much CPU as several requests, so a busy server must
-not make one for each: where the last batch had several items, less than enough waits for `gather_seconds`. Every queue
-has a named maximum, of items and of the time that the first of them has waited.
+not make one for each: where the last batch had several items, less than half as many (and less than enough) wait for
+`gather_seconds`. Every queue has a named maximum, of items and of the time that the first of them has waited.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Coalescer(Generic[Item, Result]):
     `run` gets between 1 and `items_max` items in order of arrival and returns as many results in the same order; its
     exception goes to every waiter of that batch (BatchCancelled when it is cancelled itself). A chunk is never split.
     At most `in_flight_max` batches run at once, and beside another only one of at least `enough_items`: a small one
-    costs a whole round trip too, so less waits for more, also for `gather_seconds` where the last batch had
-    `BUSY_ITEMS`.
+    costs a whole round trip too, so less waits for more; and alone, less than half of a last batch of `BUSY_ITEMS` or
+    more waits for `gather_seconds`.
 
     While the first chunk in the queue has waited for `queue_seconds_max`, no more are taken: whoever came now would
     wait at least as long, for an answer that he may have given up by then.
@@ -220,7 +220,8 @@ class Coalescer(Generic[Item, Result]):
             assert self._loop is not None
             self._loop.call_soon(self._gather)
             return
-        if self._last_items >= BUSY_ITEMS and self.queued_items < self._enough_items:
+        last = self._last_items
+        if last >= BUSY_ITEMS and self.queued_items < min(self._enough_items, last / 2):
             assert self._loop is not None
             self._loop.call_later(self._gather_seconds, self._gathered)
         else:

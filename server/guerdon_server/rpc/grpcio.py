@@ -16,6 +16,7 @@ from guerdon_server.platform.errors import ServiceError, forget_frames
 from guerdon_server.rpc.call_limit import CallLimit
 from guerdon_server.rpc.calls import Attach, Bounds, Method, failure, hopeless, principal
 from guerdon_server.rpc.errors import STATUS_CODES, to_trailers
+from guerdon_server.rpc.grpcio_core import woken_server
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # gRPC itself refuses what is larger than it may read, but without details; up to this much more is read to be refused
@@ -37,8 +38,8 @@ class GrpcioTransport:
         connection_age_seconds_max: int,
         shares_port: bool,
     ) -> None:
-        self._server = grpc.aio.server(
-            options=(
+        self._server = woken_server(
+            (
                 ("grpc.max_receive_message_length", bounds.message_bytes_max * _MESSAGE_BYTES_READ),
                 ("grpc.max_send_message_length", 64 << 20),
                 ("grpc.max_connection_age_ms", connection_age_seconds_max * 1000),
