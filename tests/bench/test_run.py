@@ -173,4 +173,4 @@ def test_memory_is_flat_if_the_second_half_adds_little(rss_at_the_end: int, flat
 def test_an_unknown_workload_is_refused() -> None:
     answer = CliRunner().invoke(guerdon, ["bench", "--only", "everything"])
     assert answer.exit_code == 2
-    assert "there are issue, sold_out, replay, mix, batch, batch_mix" in answer.output
+    assert "there are issue, crowd, sold_out, replay, mix, batch, batch_mix" in answer.output

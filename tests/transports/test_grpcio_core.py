@@ -116,6 +116,7 @@ async def test_grpcs_poller_takes_the_core_from_no_one() -> None:
         pollers = [thread.native_id for thread in threading.enumerate() if "_poll_wrapper" in thread.name]
         assert pollers
         assert {os.sched_getscheduler(each or 0) for each in pollers} == {os.SCHED_BATCH}
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 async def test_all_wake_ups_are_read_at_once() -> None:

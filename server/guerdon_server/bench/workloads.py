@@ -151,6 +151,14 @@ WORKLOADS: Final[Sequence[Workload]] = (
         (issue(Prize.COUPON),),
         open_loop=True,
         target=Target(echo_ratio_max=1.8, p99_ms_max=15, goodput_share_min=0.9),
+        native_target=Target(p99_ms_max=15, goodput_share_min=0.9),
+    ),
+    Workload(
+        "crowd",
+        "coupon, 256 at once",
+        _UNARY,
+        (issue(Prize.COUPON),),
+        streams=32,
         native_target=Target(durable_per_second_min=10_000),
     ),
     Workload(

@@ -68,7 +68,7 @@ _QUICK_ROUNDS, _QUICK_SECONDS, _QUICK_WARM_UP_SECONDS = 1, 1.0, 0.5
     "--only",
     metavar="WORKLOAD",
     multiple=True,
-    help="issue, sold_out, replay, mix, batch or batch_mix. Repeat for more.",
+    help="issue, crowd, sold_out, replay, mix, batch or batch_mix. Repeat for more.",
 )
 @click.option(
     "--transport",

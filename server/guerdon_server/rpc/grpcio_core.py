@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 
@@ -18,6 +16,8 @@ import grpc
 import grpc.aio
 from grpc._cython import cygrpc
 from grpc.aio import _server
+
+from guerdon_server.platform.scheduling import threads_that_wait
 
 _log = logging.getLogger(__name__)
 
@@ -37,9 +37,8 @@ class _WokenServer(_server.Server):
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._askers: list[asyncio.Task[None]] = []
-        with _wake_ups_read_together():
+        with _wake_ups_read_together(), threads_that_wait():
             super().__init__(None, (), (), options, None, None)
-        _let_the_poller_wait()
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """See grpc.aio.Server."""
@@ -96,15 +95,3 @@ def _wake_ups_read_together() -> Iterator[None]:
         yield
     finally:
         socket.socketpair = _socketpair
-
-
-def _let_the_poller_wait() -> None:
-    """Woken, the poller takes the core from no one, and so finds several events: SCHED_BATCH, where there is that."""
-    if not hasattr(os, "SCHED_BATCH"):
-        return
-    for thread in threading.enumerate():
-        if "_poll_wrapper" in thread.name and thread.native_id is not None:
-            try:
-                os.sched_setscheduler(thread.native_id, os.SCHED_BATCH, os.sched_param(0))
-            except OSError as error:  # forbidden: it costs some CPU, nothing else
-                _log.info("gRPC's poller keeps its scheduling policy", extra={"reason": str(error)})

@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from guerdon_server.platform.errors import ServiceError
+from guerdon_server.platform.scheduling import threads_that_wait
 from guerdon_server.rpc.call_limit import OVERLOADED, SHUTTING_DOWN, CallLimit
 from guerdon_server.rpc.calls import DEADLINE_TOO_SHORT, Attach, Bounds, Method, failure, hopeless, principal
 from guerdon_server.rpc.errors import to_trailers
@@ -73,13 +74,14 @@ class NativeTransport:
         """See Transport."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            self._front = NativeGrpcFront(
-                address,
-                [(method.path, False) for method in self._methods],
-                call_details=True,
-                max_concurrent_streams=self._bounds.calls_per_connection_max,
-                reuse_port=self._shares_port,
-            )
+            with threads_that_wait():
+                self._front = NativeGrpcFront(
+                    address,
+                    [(method.path, False) for method in self._methods],
+                    call_details=True,
+                    max_concurrent_streams=self._bounds.calls_per_connection_max,
+                    reuse_port=self._shares_port,
+                )
         except OSError as error:
             raise OSError(f"{address} can't be bound: is something else listening there?") from error
         try:
@@ -87,9 +89,10 @@ class NativeTransport:
         except BaseException:
             self._front.close()
             raise
-        self._front.start()
         loop = asyncio.get_running_loop()
-        threading.Thread(target=self._receive, args=(loop,), name="native-calls", daemon=True).start()
+        with threads_that_wait():
+            self._front.start()
+            threading.Thread(target=self._receive, args=(loop,), name="native-calls", daemon=True).start()
         return self._front.bound_port
 
     async def _start_behind(self) -> None:
