@@ -188,13 +188,14 @@ def test_calls_that_nobody_looked_at_in_time_are_dropped(settings: Settings) -> 
             service.IssuePrize(ask(), timeout=20)
         assert known.value.code() is grpc.StatusCode.NOT_FOUND
         loop.call_soon_threadsafe(time.sleep, 3)
-        calls = [service.IssuePrize.future(ask(), timeout=20) for _ in range(20)]
+        # More than grpcio's server has asked for: those it takes over, however long it stood still.
+        calls = [service.IssuePrize.future(ask(), timeout=20) for _ in range(80)]
         repeating = [repeated.IssuePrize.future(ask(), timeout=20) for _ in range(20)]
         codes = Counter(map(_code, calls))
         # grpcio resets the stream; native, where a refusal is cheap, says what it is.
         dropped = "CANCELLED" if settings.transport == "grpcio" else "RESOURCE_EXHAUSTED"
         assert codes.keys() <= {dropped, "NOT_FOUND"}, codes
-        assert codes[dropped] >= 15, codes
+        assert codes[dropped] >= 40, codes
         assert set(map(_code, repeating)) == {"NOT_FOUND"}
 
 

@@ -58,18 +58,21 @@ class _WokenServer(_server.Server):
 
     async def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
         """What gRPC's own task does, once more: wait for a call, begin it, ask for the next."""
-        core, calls = self._server, self._calls
+        core = self._server
         while core.is_running():
             try:
-                call = await core._request_call()
+                # Nothing here may hold the call until the next one comes: gRPC counts it among those of its connection.
+                self._begin(await core._request_call(), loop)
             except Exception:
                 if core.is_running():  # else the server is being stopped
                     _log.exception("gRPC gives one call less at once")
                 return
-            answered = cygrpc._handle_rpc(self._handlers, (), call, loop, False)
-            task = loop.create_task(cygrpc._schedule_rpc_coro(answered, call, loop))
-            calls.add(task)  # the loop has only a weak reference
-            task.add_done_callback(calls.discard)
+
+    def _begin(self, call: Any, loop: asyncio.AbstractEventLoop) -> None:
+        answered = cygrpc._handle_rpc(self._handlers, (), call, loop, False)
+        task = loop.create_task(cygrpc._schedule_rpc_coro(answered, call, loop))
+        self._calls.add(task)  # the loop has only a weak reference
+        task.add_done_callback(self._calls.discard)
 
 
 class _Woken(socket.socket):
