@@ -169,7 +169,9 @@ async def test_uneven_crowds_at_several_workers_get_exactly_what_there_is(
 
     found = sum(await asyncio.gather(*map(crowd, gates * 2)), Counter[AdmitCode]())
     assert found[AdmitCode.ADMITTED] == 500
-    assert found.keys() == {AdmitCode.ADMITTED, AdmitCode.REFUSED}
+    # Where units are on the move in every look of a call, it can't know that there is nothing: rarely.
+    assert found.keys() <= {AdmitCode.ADMITTED, AdmitCode.REFUSED, AdmitCode.UNKNOWN_RESOURCE}
+    assert found[AdmitCode.UNKNOWN_RESOURCE] * 20 < found[AdmitCode.REFUSED]
     assert await free(store) == [0, 0, 0]
 
 
