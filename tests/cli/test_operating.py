@@ -130,4 +130,5 @@ def test_health(cli: Cli, service: str) -> None:
 
 
 def test_health_of_a_service_that_is_not_there(cli: Cli) -> None:
-    cli("health", "--service", "guerdon.v1.NoService", code=1)
+    told = cli("health", "--service", "guerdon.v1.NoService", code=1).err
+    assert "guerdon.v1.NoService" in told

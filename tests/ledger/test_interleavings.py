@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 from collections.abc import Sequence
 
+import asyncpg
 import pytest
 
 from guerdon_server.core.ledger.model import (
@@ -185,6 +186,40 @@ async def test_commits_that_share_nothing_but_a_request_key_grant_it_once(books:
     (known,) = await books.ledger.lookup([(books.promotion, "r1")])
     assert known.issuance is not None
     assert (known.issuance.user_id, known.admission) == ("ada", first.admission)
+
+
+def failed(sqlstate: str) -> asyncpg.PostgresError:
+    error = asyncpg.PostgresError("met")
+    error.sqlstate = sqlstate
+    return error
+
+
+class Meeting(PostgresLedger):
+    """Fails with these SQLSTATEs before a commit goes through."""
+
+    meets: Sequence[str] = ()
+
+    async def _write(self, query: str, *args: object) -> asyncpg.Record:
+        if self.retried_total < len(self.meets):
+            raise failed(self.meets[self.retried_total])
+        return await super()._write(query, *args)
+
+
+async def test_neighbours_whose_keys_are_taken_one_after_the_other_cost_nobody_his_grant(books: Books) -> None:
+    """A crowd that cancels what is being issued takes one key after the other, each from a later attempt."""
+    ledger = Meeting(books.pool, books.pool, worker=1, commit_seconds_max=60)
+    ledger.meets = ["GD001"] * 20
+    item = books.item(await books.prize("coupon", stock=9), "ada", "r1")
+    assert codes(await ledger.commit([item])) == [CommitCode.GRANTED]
+    assert ledger.retried_total == 20
+
+
+async def test_a_commit_gives_up_after_several_deadlocks(books: Books) -> None:
+    ledger = Meeting(books.pool, books.pool, worker=1, commit_seconds_max=60)
+    ledger.meets = ["40P01"] * 20
+    item = books.item(await books.prize("coupon", stock=9), "ada", "r1")
+    with pytest.raises(LedgerAway, match="5 times"):
+        await ledger.commit([item])
 
 
 async def test_a_commit_that_waited_for_the_fence_of_its_key_is_refused(books: Books) -> None:

@@ -143,22 +143,24 @@ _MIX: Final = (Prize.COUPON, Prize.CASHBACK, Prize.COINS)
 _UNARY: Final = f"{SERVICE}/IssuePrize"
 _BATCH: Final = f"{SERVICE}/BatchIssuePrizes"
 
+_ISSUE: Final = Workload(
+    "issue",
+    "coupon, unary",
+    _UNARY,
+    (issue(Prize.COUPON),),
+    open_loop=True,
+    target=Target(echo_ratio_max=1.8, p99_ms_max=15, goodput_share_min=0.9),
+    native_target=Target(p99_ms_max=15, goodput_share_min=0.9),
+)
 WORKLOADS: Final[Sequence[Workload]] = (
-    Workload(
-        "issue",
-        "coupon, unary",
-        _UNARY,
-        (issue(Prize.COUPON),),
-        open_loop=True,
-        target=Target(echo_ratio_max=1.8, p99_ms_max=15, goodput_share_min=0.9),
-        native_target=Target(p99_ms_max=15, goodput_share_min=0.9),
-    ),
-    Workload(
-        "crowd",
-        "coupon, 256 at once",
-        _UNARY,
-        (issue(Prize.COUPON),),
+    _ISSUE,
+    replace(
+        _ISSUE,
+        name="crowd",
+        title="coupon, 256 at once",
         streams=32,
+        open_loop=False,
+        target=Target(),
         native_target=Target(durable_per_second_min=10_000),
     ),
     Workload(

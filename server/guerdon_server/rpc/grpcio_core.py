@@ -22,7 +22,7 @@ from guerdon_server.platform.scheduling import threads_that_wait
 _log = logging.getLogger(__name__)
 
 CALLS_ASKED_FOR: Final = 32
-"""What gRPC asks its core for is one call; the next when the event loop has seen that one."""
+"""At once. gRPC itself asks its core for one, and for the next when the event loop has seen that one."""
 _WAKE_UPS: Final = 4096
 _socketpair = socket.socketpair
 

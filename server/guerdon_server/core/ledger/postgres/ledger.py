@@ -43,7 +43,8 @@ _CONFIRM = "SELECT pg_logical_emit_message(true, 'guerdon', 'replay')"
 _FINAL = frozenset({RequestState.GRANTED, RequestState.CANCELLED})
 _ABSENT = KnownRequest(state=RequestState.ABSENT, admission=0, issuance=None, basis=None, attribute=None)
 # Rolled back for a reason that passes: another transaction was in the way.
-_TRY_AGAIN = frozenset({"GD001", "40001", "40P01"})
+_KEY_TAKEN = "GD001"  # with each of them one item more is decided, so it comes to an end
+_TRY_AGAIN = frozenset({_KEY_TAKEN, "40001", "40P01"})
 # It waited for a lock as long as it may (lock_timeout), and gave up before it wrote: who holds it stands still.
 _LOCKED_OUT = "55P03"
 # The server refused for want of resources, is read-only (a standby), or its disk or itself failed: rolled back, and not
@@ -70,14 +71,16 @@ class PostgresLedger:
 
     async def commit(self, items: Sequence[CommitItem]) -> list[CommitResult]:
         columns = tuple(zip(*items, strict=True))
-        for attempt in range(self._commit_attempts_max):
+        attempts = 0
+        while attempts < self._commit_attempts_max:
             try:
                 row = await self._write(_COMMIT, *columns, self._worker)
             except asyncpg.PostgresError as error:
                 if error.sqlstate not in _TRY_AGAIN:
                     raise _translated(error) from error
                 self.retried_total += 1
-                if attempt:
+                if error.sqlstate != _KEY_TAKEN:
+                    attempts += 1
                     _log.warning("a commit met another transaction", extra={"sqlstate": error.sqlstate})
                 continue
             booked_at = row["booked_at"]
