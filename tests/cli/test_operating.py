@@ -131,4 +131,5 @@ def test_health(cli: Cli, service: str) -> None:
 
 def test_health_of_a_service_that_is_not_there(cli: Cli) -> None:
     told = cli("health", "--service", "guerdon.v1.NoService", code=1).err
-    assert "guerdon.v1.NoService" in told
+    assert "no service guerdon.v1.NoService" in told
+    assert "guerdon.v1.PrizeService" in told

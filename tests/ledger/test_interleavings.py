@@ -190,7 +190,7 @@ async def test_commits_that_share_nothing_but_a_request_key_grant_it_once(books:
 
 def failed(sqlstate: str) -> asyncpg.PostgresError:
     error = asyncpg.PostgresError("met")
-    error.sqlstate = sqlstate
+    error.sqlstate = sqlstate  # type: ignore[misc]  # asyncpg sets it so, too
     return error
 
 

@@ -32,7 +32,6 @@ from guerdon_server.platform.engines import (
     ValkeyEngine,
     find_running,
 )
-from guerdon_server.platform.engines.postgres import buffers_mb
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become another user")
 
@@ -393,8 +392,3 @@ async def test_without_a_wheel_the_system_is_searched_and_its_lack_is_named(tmp_
     assert "found /usr/lib/postgresql" in postgres or "GUERDON_POSTGRES_DSN" in postgres
     assert valkey.startswith("missing")
     assert "GUERDON_REDIS_URL" in valkey
-
-
-@pytest.mark.parametrize(("memory_gb", "mb"), [(0.5, 256), (2, 512), (8, 2048), (512, 4096)])
-def test_postgres_takes_a_quarter_of_the_memory_within_bounds(memory_gb: float, mb: int) -> None:
-    assert buffers_mb(int(memory_gb * 2**30)) == mb

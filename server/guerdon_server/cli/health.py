@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from guerdon import HealthStatus
+from guerdon import HealthStatus, NotFound
 from guerdon_server.cli.connection import connected
-from guerdon_server.cli.failures import REFUSED
+from guerdon_server.cli.failures import REFUSED, refuse
 from guerdon_server.cli.first_steps import examples
 from guerdon_server.cli.options import wire
 from guerdon_server.cli.output import emit
@@ -24,7 +24,13 @@ def health(service: str) -> None:
     can't be reached.
     """
     with connected() as client:
-        status = client.check_health(service=service)
+        try:
+            status = client.check_health(service=service)
+        except NotFound:
+            raise refuse(
+                f"The server has no service {service}.",
+                next="Name one in full, such as guerdon.v1.PrizeService, or leave out --service.",
+            ) from None
     emit({"service": service, "status": status}, lambda out: out.print(status.value))
     if status is not HealthStatus.SERVING:
         click.get_current_context().exit(REFUSED)

@@ -26,27 +26,9 @@ from guerdon_server.platform.engines.process import Progress, RunAs
 USER = "guerdon"
 DATABASE = "guerdon"
 
-_MB = 1 << 20
-_BUFFERS_MB_MIN, _BUFFERS_MB_MAX = 256, 4096
-
-
-def buffers_mb(memory_bytes: int) -> int:
-    """A quarter of the memory, within bounds; only what is used of it is taken."""
-    return max(_BUFFERS_MB_MIN, min(_BUFFERS_MB_MAX, memory_bytes // 4 // _MB))
-
-
-def _memory_bytes() -> int:
-    """That this process may use: the machine's, or less where its control group (a container) has a limit."""
-    machine = int(psutil.virtual_memory().total)
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:  # no control group, or of the first version: the machine's
-        return machine
-    return min(machine, int(limit)) if limit.isdigit() else machine
-
-
 _SETTINGS: Mapping[str, str] = {
     "max_connections": "100",
+    "shared_buffers": "256MB",
     "effective_cache_size": "1GB",
     "work_mem": "16MB",
     "maintenance_work_mem": "128MB",
@@ -103,8 +85,7 @@ class PostgresEngine(Engine):
         """`durable` False gives up every promise for speed, for tests. `settings` are added to ours and win."""
         super().__init__(data_dir, port=port, on_progress=on_progress)
         self._cluster = self.data_dir / "postgres"
-        buffers = {"shared_buffers": f"{buffers_mb(_memory_bytes())}MB"}
-        self._settings = {**_SETTINGS, **buffers, **({} if durable else _UNSAFE_BUT_FAST), **(settings or {})}
+        self._settings = {**_SETTINGS, **({} if durable else _UNSAFE_BUT_FAST), **(settings or {})}
         self._durable = durable
         self._binary: Binary | None = None
         self._run_as: RunAs | None = None
