@@ -83,6 +83,30 @@ async def test_the_limit_counts_earlier_grants_and_those_of_the_same_batch(books
     assert [r.code for r in results] == [CommitCode.GRANTED, CommitCode.LIMIT_REACHED, CommitCode.LIMIT_REACHED]
     assert (results[1].observed, results[1].threshold) == (2, 2)
     assert await codes(books, books.item(prize, "bob", "r9")) == [CommitCode.GRANTED]
+    new = await books.ledger.commit([books.item(prize, user, f"new-{i}") for i, user in enumerate(("cyd", "dee") * 3)])
+    assert [r.code for r in new] == [CommitCode.GRANTED] * 4 + [CommitCode.LIMIT_REACHED] * 2
+    assert {r.observed for r in new[4:]} == {2}
+
+
+async def test_a_wallet_that_several_items_of_a_batch_need_is_opened_once(books: Books) -> None:
+    cash, more = [await books.prize(name, value=1, kind=3) for name in ("cash", "more cash")]
+    items = [
+        (cash, "ada", 3),
+        (more, "ada", 4),
+        (cash, "bob", 5),
+        (cash, "ada", 900),
+        (more, "bob", 6),
+        (cash, "cyd", 990),
+    ]
+    results = await codes(books, *(books.item(p, u, f"r{i}", value=v) for i, (p, u, v) in enumerate(items)))
+    granted, broke = CommitCode.GRANTED, CommitCode.BUDGET_EXHAUSTED
+    assert results == [granted, granted, granted, granted, granted, broke]
+    wallets = await books.pool.fetch(
+        "SELECT s.user_id, a.credits - a.debits AS balance FROM guerdon.account a"
+        " JOIN guerdon.subject s ON s.sid = a.owner WHERE a.kind = 6"
+    )
+    assert sorted(tuple(row) for row in wallets) == [("ada", 907), ("bob", 11)]
+    assert await books.pool.fetchval("SELECT count(*) FROM guerdon.account WHERE kind = 3") == 4
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from guerdon_server.core.ledger.model import (
     PromotionSid,
     RequestState,
 )
-from guerdon_server.core.ledger.ports import LedgerAway
+from guerdon_server.core.ledger.ports import BatchRefused, LedgerAway
 from guerdon_server.core.ledger.postgres.capacity import AdjustCode, Adjustment, CapacityKind, adjust_capacity
 from guerdon_server.core.ledger.postgres.ledger import PostgresLedger
 from guerdon_server.platform import postgres
@@ -100,6 +100,54 @@ async def test_a_limit_counts_what_was_granted_while_it_waited_for_the_lock(book
         await other.lets_go()
     (result,) = await waits
     assert (result.code, result.observed) == (CommitCode.LIMIT_REACHED, 2)
+
+
+async def test_an_account_that_was_opened_while_it_waited_is_found(books: Books) -> None:
+    """The first grant of a user and the next of the same prize at the same time: answered as one after the other."""
+    last, cash = await books.prize("coupon", stock=1, limit=1), await books.prize("cash", value=1, kind=3)
+    await books.ledger.commit([books.item(await books.prize("hello"), "ada", "r0")])
+    async with holder(books.pool) as other:
+        first = [books.item(last, "ada", "r1"), books.item(cash, "ada", "r2", value=3)]
+        assert await other.commits(first) == [CommitCode.GRANTED] * 2
+        waits = commit(books, books.item(last, "ada", "r3"), books.item(cash, "ada", "r4", value=4))
+        await other.until_waiting(waits)
+        await other.lets_go()
+    results = await waits
+    assert codes(results) == [CommitCode.LIMIT_REACHED, CommitCode.GRANTED]
+    assert results[0].observed == 1
+    assert books.ledger.retried_total == 0
+    ada = await books.pool.fetchval("SELECT sid FROM guerdon.subject WHERE user_id = 'ada'")
+    assert [await books.balance(3, ada, prize) for prize in (last, cash)] == [1, 2]
+    assert await books.balance(6, ada, books.asset) == 7
+
+
+async def test_a_wallet_that_two_prizes_open_at_once_is_opened_once(books: Books) -> None:
+    """Of two budgets, so that they meet only where the wallet is written."""
+    first = await books.prize("cash", value=1, kind=3)
+    other_promotion = books.promotion + 1
+    books.budget = await books.account(5, other_promotion, books.asset, floor=0)
+    await books.move(await books.account(4, other_promotion, books.asset), books.budget, 1000, kind=4)
+    second = await books.prize("more cash", value=1, kind=3)
+    await books.ledger.commit([books.item(await books.prize("hello"), "ada", "r0")])
+    async with holder(books.pool) as other:
+        assert await other.commits([books.item(first, "ada", "r1", value=3)]) == [CommitCode.GRANTED]
+        waits = commit(books, books.item(second, "bob", "r2", value=5), books.item(second, "ada", "r3", value=4))
+        await other.until_waiting(waits)
+        await other.lets_go()
+    assert codes(await waits) == [CommitCode.GRANTED] * 2
+    assert books.ledger.retried_total == 1
+    ada = await books.pool.fetchval("SELECT sid FROM guerdon.subject WHERE user_id = 'ada'")
+    assert await books.balance(6, ada, books.asset) == 7
+
+
+async def test_what_is_written_twice_for_another_reason_is_not_tried_for_ever(books: Books) -> None:
+    """Ids of accounts that are used up again, as after a bad restore: an error, and nothing granted."""
+    prize = await books.prize("coupon", stock=9)
+    await books.pool.execute("SELECT setval('guerdon.account_id_seq', 1, false)")
+    with pytest.raises(BatchRefused, match="account_pkey"):
+        async with asyncio.timeout(60):
+            await books.ledger.commit([books.item(prize, "ada", "r1")])
+    assert await books.balance(2, books.promotion, prize) == 9
 
 
 async def test_the_time_of_a_commit_is_read_after_its_locks(books: Books) -> None:
@@ -209,9 +257,19 @@ async def test_neighbours_whose_keys_are_taken_one_after_the_other_cost_nobody_h
     """A crowd that cancels what is being issued takes one key after the other, each from a later attempt."""
     ledger = Meeting(books.pool, books.pool, worker=1, commit_seconds_max=60)
     ledger.meets = ["GD001"] * 20
-    item = books.item(await books.prize("coupon", stock=9), "ada", "r1")
-    assert codes(await ledger.commit([item])) == [CommitCode.GRANTED]
+    prize = await books.prize("coupon", stock=9)
+    items = [books.item(prize, "ada", f"r{number}") for number in range(7)]
+    assert codes(await ledger.commit(items)) == [CommitCode.GRANTED] * 7
     assert ledger.retried_total == 20
+
+
+async def test_a_key_that_is_never_seen_although_it_is_taken_is_refused_as_poison(books: Books) -> None:
+    """It would be a defect; its batch must not go round in circles with it."""
+    ledger = Meeting(books.pool, books.pool, worker=1, commit_seconds_max=60)
+    ledger.meets = ["GD001"] * 20
+    with pytest.raises(BatchRefused):
+        await ledger.commit([books.item(await books.prize("coupon", stock=9), "ada", "r1")])
+    assert ledger.retried_total == 3
 
 
 async def test_a_commit_gives_up_after_several_deadlocks(books: Books) -> None:

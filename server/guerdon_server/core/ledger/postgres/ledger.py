@@ -43,8 +43,11 @@ _CONFIRM = "SELECT pg_logical_emit_message(true, 'guerdon', 'replay')"
 _FINAL = frozenset({RequestState.GRANTED, RequestState.CANCELLED})
 _ABSENT = KnownRequest(state=RequestState.ABSENT, admission=0, issuance=None, basis=None, attribute=None)
 # Rolled back for a reason that passes: another transaction was in the way.
-_KEY_TAKEN = "GD001"  # with each of them one item more is decided, so it comes to an end
-_TRY_AGAIN = frozenset({_KEY_TAKEN, "40001", "40P01"})
+_TRY_AGAIN = frozenset({"40001", "40P01"})
+# The same, and what was taken is seen when it is tried again: at most a key, a holding and a wallet for each item.
+_TAKEN = "GD001"
+_TAKEN_CONSTRAINTS = frozenset({"request_pkey", "account_kind_owner_item_key"})
+_TAKEN_PER_ITEM_MAX = 3
 # It waited for a lock as long as it may (lock_timeout), and gave up before it wrote: who holds it stands still.
 _LOCKED_OUT = "55P03"
 # The server refused for want of resources, is read-only (a standby), or its disk or itself failed: rolled back, and not
@@ -72,16 +75,19 @@ class PostgresLedger:
     async def commit(self, items: Sequence[CommitItem]) -> list[CommitResult]:
         columns = tuple(zip(*items, strict=True))
         attempts = 0
+        taken_left = _TAKEN_PER_ITEM_MAX * len(items)
         while attempts < self._commit_attempts_max:
             try:
                 row = await self._write(_COMMIT, *columns, self._worker)
             except asyncpg.PostgresError as error:
-                if error.sqlstate not in _TRY_AGAIN:
-                    raise _translated(error) from error
-                self.retried_total += 1
-                if error.sqlstate != _KEY_TAKEN:
+                if _is_taken(error) and taken_left:
+                    taken_left -= 1
+                elif error.sqlstate in _TRY_AGAIN:
                     attempts += 1
                     _log.warning("a commit met another transaction", extra={"sqlstate": error.sqlstate})
+                else:
+                    raise _translated(error) from error
+                self.retried_total += 1
                 continue
             booked_at = row["booked_at"]
             return [
@@ -150,6 +156,13 @@ class PostgresLedger:
             if task.exception() is not None or task.cancelled():
                 raise OutcomeUnknown(f"PostgreSQL did not answer a write within {self._commit_seconds_max:g} s")
         return task.result()
+
+
+def _is_taken(error: asyncpg.PostgresError) -> bool:
+    """Whether another transaction wrote a request key, or opened an account, after this one had looked for it."""
+    if isinstance(error, asyncpg.UniqueViolationError):
+        return error.constraint_name in _TAKEN_CONSTRAINTS
+    return bool(error.sqlstate == _TAKEN)
 
 
 def _translated(error: asyncpg.PostgresError) -> Exception:

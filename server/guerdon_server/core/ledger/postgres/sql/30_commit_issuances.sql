@@ -4,26 +4,33 @@
 -- at most once in a batch; items of a group are adjacent.
 -- Output: one row of arrays in the same order (CommitResult), and the instant of the batch.
 -- Writes: subject, account, request, transfer, batch.
--- Raises: GD001 another transaction took one of the request keys after it was looked up: call again, it will be seen.
+-- Raises: GD001, or 23505 of request_pkey or account_kind_owner_item_key: another transaction wrote one of the request
+-- keys, or opened one of the accounts, after it was looked up. Call again, it will be seen.
 --
 -- Why this order (deadlocks and stale reads are what it closes; tests/ledger shows each):
 --   1. promotion locks, shared, sorted: pausing, new versions and new epochs take them exclusively, so what is read
 --      of the promotion below stays true until the commit;
---   2. missing subjects and accounts inserted, sorted: an insert waits for a concurrent twin, and nobody who holds an
---      account's lock waits here;
---   3. all touched accounts locked, sorted by id;
+--   2. missing subjects inserted, sorted: an insert waits for a concurrent twin, and nobody who holds an account's lock
+--      waits here;
+--   3. all touched accounts that exist locked, sorted by id, and read as they are then. What was missing is looked up
+--      once more, and locked if it was opened while we waited. That waits for nobody: whoever locks a holding has its
+--      stock, which is ours. Only a new wallet may be held, and should its id not be the highest one, so that a deadlock
+--      is possible, PostgreSQL ends it and one of the two is called again;
 --   4. *then, in later statements* (their snapshots see what others committed while we waited): time, promotions,
---      request keys, balances;
+--      request keys;
 --   5. decided in arrival order with plain accumulators: what an earlier item of the batch took is taken;
---   6. written once: one net update for each account, request keys sorted and last, so that two transactions can
---      meet on a key only when both hold all their accounts.
+--   6. written once: one net update for each account, new accounts with what is in them, and request keys, both sorted
+--      and last, so that two transactions can meet on one only when both hold all accounts that they lock.
 -- Plans: every look-up is LATERAL (... LIMIT 1), which can only be run as one index look-up per item, and the update's
 -- input says ROWS 1. A join that the planner may turn around becomes a scan of the whole table inside a kept plan, when
 -- that plan was made while the tables were small.
-CREATE OR REPLACE FUNCTION guerdon.account_deltas(ids bigint[], debits bigint[], credits bigint[])
-RETURNS TABLE (id bigint, debit bigint, credit bigint)
+-- Work: what is known is not looked up again (IS NULL inside of a LATERAL is judged before its index is read), and rows
+-- that are locked are updated where they are (ctid).
+DROP FUNCTION IF EXISTS guerdon.account_deltas(bigint[], bigint[], bigint[]);
+CREATE OR REPLACE FUNCTION guerdon.account_deltas(row_places tid[], debits bigint[], credits bigint[])
+RETURNS TABLE (row_place tid, debit bigint, credit bigint)
 LANGUAGE sql VOLATILE ROWS 1
-AS $$ SELECT * FROM unnest(ids, debits, credits) $$;
+AS $$ SELECT * FROM unnest(row_places, debits, credits) $$;
 
 CREATE OR REPLACE FUNCTION guerdon.commit_issuances(
     i_promotion bigint[], i_version bigint[], i_epoch bigint[], i_admission bigint[], i_request text[],
@@ -62,11 +69,10 @@ DECLARE
     -- Of each item.
     subjects bigint[];
     new_subjects bigint[]; -- made here, and taken away again where nothing came of it
-    new_accounts bigint[];
     stock_accounts bigint[];
-    holding_accounts bigint[];
+    holding_accounts bigint[]; -- of one that is new: minus the first item that it is of
     budget_accounts bigint[];
-    credit_accounts bigint[]; -- wallet or liability
+    credit_accounts bigint[]; -- wallet or liability; of a wallet that is new: minus n, minus the first item
     wallet_assets bigint[]; -- where the value goes to a wallet
     limits bigint[];
     untils timestamptz[];
@@ -78,19 +84,27 @@ DECLARE
     epochs bigint[];
     versions bigint[];
     states smallint[];
-    -- Of each touched account.
+    -- Of each touched account, by id; the new ones, with no row yet, are negative and come first.
     account_ids bigint[];
+    account_rows tid[];
+    new_accounts bigint[];
+    new_count int := 0;
     credits_before bigint[];
     balances bigint[];
     floors bigint[];
     debit_sums bigint[];
     credit_sums bigint[];
+    requests guerdon.request[];
     -- Counts.
     granted_count int := 0;
     transfer_count int := 0;
     batch_id bigint;
     written int;
+    moved int;
+    moved_expected int;
     missing int;
+    missing_before int;
+    place int;
     group_start int;
     group_failed boolean;
     debit_total numeric;
@@ -117,12 +131,14 @@ BEGIN
             INSERT INTO guerdon.subject (user_id)
             SELECT DISTINCT u.user_id
             FROM unnest(i_user, subjects) u(user_id, sid) WHERE u.sid IS NULL ORDER BY u.user_id
-            ON CONFLICT DO NOTHING RETURNING sid
+            ON CONFLICT (user_id) DO NOTHING RETURNING sid
         )
         SELECT array_agg(sid) INTO new_subjects FROM inserted;
-        SELECT array_agg(s.sid ORDER BY u.ord) INTO subjects
-        FROM unnest(i_user) WITH ORDINALITY u(user_id, ord)
-        CROSS JOIN LATERAL (SELECT sid FROM guerdon.subject t WHERE t.user_id = u.user_id LIMIT 1) s;
+        SELECT array_agg(coalesce(u.sid, s.sid) ORDER BY u.ord) INTO subjects
+        FROM unnest(i_user, subjects) WITH ORDINALITY u(user_id, sid, ord)
+        LEFT JOIN LATERAL (
+            SELECT sid FROM guerdon.subject t WHERE u.sid IS NULL AND t.user_id = u.user_id LIMIT 1
+        ) s ON true;
     END IF;
 
     SELECT array_agg(p.stock_account ORDER BY x.ord), array_agg(p.budget_account ORDER BY x.ord),
@@ -135,37 +151,58 @@ BEGIN
     CROSS JOIN LATERAL (SELECT * FROM guerdon.prize z WHERE z.sid = x.prize LIMIT 1) p;
     ASSERT cardinality(stock_accounts) = n, 'a prize does not exist';
 
+    -- 3. Accounts.
     FOR attempt IN 1..2 LOOP
-        SELECT array_agg(a.id ORDER BY x.ord), count(*) FILTER (WHERE a.id IS NULL)
+        missing_before := missing;
+        SELECT array_agg(coalesce(x.known, a.id) ORDER BY x.ord), count(*) FILTER (WHERE coalesce(x.known, a.id) IS NULL)
         INTO holding_accounts, missing
-        FROM unnest(subjects, i_prize) WITH ORDINALITY x(subject, prize, ord)
+        FROM unnest(subjects, i_prize, holding_accounts) WITH ORDINALITY x(subject, prize, known, ord)
         LEFT JOIN LATERAL (
-            SELECT id FROM guerdon.account b WHERE b.kind = 3 AND b.owner = x.subject AND b.item = x.prize LIMIT 1
+            SELECT id FROM guerdon.account b
+            WHERE x.known IS NULL AND b.kind = 3 AND b.owner = x.subject AND b.item = x.prize LIMIT 1
         ) a ON true;
-        SELECT array_agg(CASE WHEN x.asset IS NULL THEN x.liability ELSE a.id END ORDER BY x.ord),
-            missing + count(*) FILTER (WHERE x.asset IS NOT NULL AND a.id IS NULL)
+        SELECT array_agg(coalesce(x.known, a.id) ORDER BY x.ord),
+            missing + count(*) FILTER (WHERE x.asset IS NOT NULL AND coalesce(x.known, a.id) IS NULL)
         INTO credit_accounts, missing
-        FROM unnest(subjects, wallet_assets, credit_accounts) WITH ORDINALITY x(subject, asset, liability, ord)
+        FROM unnest(subjects, wallet_assets, credit_accounts) WITH ORDINALITY x(subject, asset, known, ord)
         LEFT JOIN LATERAL (
-            SELECT id FROM guerdon.account b WHERE b.kind = 6 AND b.owner = x.subject AND b.item = x.asset LIMIT 1
+            SELECT id FROM guerdon.account b
+            WHERE x.known IS NULL AND b.kind = 6 AND b.owner = x.subject AND b.item = x.asset LIMIT 1
         ) a ON true;
+        EXIT WHEN attempt = 2 AND missing = missing_before;
+        SELECT array_agg(a.id), array_agg(a.ctid), array_agg(a.credits), array_agg(a.credits - a.debits), array_agg(a.floor)
+        INTO account_ids, account_rows, credits_before, balances, floors
+        FROM (
+            SELECT b.id, b.ctid, b.credits, b.debits, b.floor FROM guerdon.account b
+            WHERE b.id = ANY (stock_accounts || holding_accounts || budget_accounts || credit_accounts)
+            ORDER BY b.id FOR NO KEY UPDATE
+        ) a;
         EXIT WHEN missing = 0;
-        ASSERT attempt = 1, 'an account could not be inserted';
-        WITH inserted AS (
-            INSERT INTO guerdon.account (kind, owner, item)
-            SELECT DISTINCT 3, x.subject, x.prize
-            FROM unnest(subjects, i_prize, holding_accounts) x(subject, prize, id) WHERE x.id IS NULL
-            UNION ALL
-            SELECT DISTINCT 6, x.subject, x.asset
-            FROM unnest(subjects, wallet_assets, credit_accounts) x(subject, asset, id)
-            WHERE x.id IS NULL AND x.asset IS NOT NULL
-            ORDER BY 1, 2, 3
-            ON CONFLICT DO NOTHING RETURNING id
-        )
-        SELECT array_agg(id) INTO new_accounts FROM inserted;
     END LOOP;
 
-    -- 3. Accounts, sorted; `places` says where in the sorted list the four accounts of each item are.
+    IF missing > 0 THEN
+        SELECT array_agg(y.id ORDER BY y.ord) INTO holding_accounts
+        FROM (
+            SELECT x.ord, coalesce(x.known, - min(x.ord) OVER (PARTITION BY x.subject, x.prize)) AS id
+            FROM unnest(subjects, i_prize, holding_accounts) WITH ORDINALITY x(subject, prize, known, ord)
+        ) y;
+        SELECT array_agg(y.id ORDER BY y.ord) INTO credit_accounts
+        FROM (
+            SELECT x.ord, CASE WHEN x.known IS NULL AND x.asset IS NOT NULL
+                THEN - n - min(x.ord) OVER (PARTITION BY x.subject, x.asset) ELSE x.known END AS id
+            FROM unnest(subjects, wallet_assets, credit_accounts) WITH ORDINALITY x(subject, asset, known, ord)
+        ) y;
+        SELECT array_agg(DISTINCT x ORDER BY x) INTO new_accounts
+        FROM unnest(holding_accounts || credit_accounts) x WHERE x < 0;
+        new_count := cardinality(new_accounts);
+        account_ids := new_accounts || account_ids;
+        account_rows := array_fill(NULL::tid, ARRAY[new_count]) || account_rows;
+        credits_before := array_fill(0::bigint, ARRAY[new_count]) || credits_before;
+        balances := array_fill(0::bigint, ARRAY[new_count]) || balances;
+        floors := array_fill(NULL::bigint, ARRAY[new_count]) || floors;
+    END IF;
+
+    -- `places` says where in the sorted list the four accounts of each item are.
     SELECT array_agg(x.place ORDER BY x.ord)
     INTO places
     FROM (
@@ -173,17 +210,9 @@ BEGIN
         FROM unnest(stock_accounts || holding_accounts || budget_accounts || credit_accounts)
             WITH ORDINALITY u(id, ord)
     ) x;
-    PERFORM a.id FROM guerdon.account a
-    WHERE a.id = ANY (stock_accounts || holding_accounts || budget_accounts || credit_accounts)
-    ORDER BY a.id FOR NO KEY UPDATE;
 
     -- 4. What is true now.
     booked_at := guerdon.now();
-    SELECT array_agg(a.id ORDER BY a.id), array_agg(a.credits ORDER BY a.id),
-        array_agg(a.credits - a.debits ORDER BY a.id), array_agg(a.floor ORDER BY a.id)
-    INTO account_ids, credits_before, balances, floors
-    FROM guerdon.account a
-    WHERE a.id = ANY (stock_accounts || holding_accounts || budget_accounts || credit_accounts);
     debit_sums := array_fill(0::bigint, ARRAY[cardinality(account_ids)]);
     credit_sums := debit_sums;
 
@@ -282,13 +311,25 @@ BEGIN
             granted_count := granted_count + 1;
             transfer_count := transfer_count + 1 + (budget_accounts[i] IS NOT NULL)::int;
             issuance[i] := nextval('guerdon.issuance_id');
+            IF holding_accounts[i] < 0 THEN
+                place := places[n + i];
+                IF account_ids[place] < 0 THEN
+                    account_ids[place] := nextval('guerdon.account_id_seq');
+                END IF;
+                holding_accounts[i] := account_ids[place];
+            END IF;
+            IF credit_accounts[i] < 0 THEN
+                place := places[3 * n + i];
+                IF account_ids[place] < 0 THEN
+                    account_ids[place] := nextval('guerdon.account_id_seq');
+                END IF;
+                credit_accounts[i] := account_ids[place];
+            END IF;
             expires_at[i] := coalesce(untils[i], booked_at + days[i] * interval '24 hours');
         END IF;
     END LOOP;
     IF granted_count < n THEN
         -- A refusal changes nothing: what was made for it goes (nobody else has seen it).
-        DELETE FROM guerdon.account a USING guerdon.account_deltas(account_ids, debit_sums, credit_sums) x
-        WHERE a.id = x.id AND x.debit = 0 AND x.credit = 0 AND a.id = ANY (new_accounts);
         DELETE FROM guerdon.subject s
         WHERE s.sid = ANY (new_subjects) AND NOT EXISTS (
             SELECT FROM unnest(subjects, issuance) x(sid, issuance) WHERE x.sid = s.sid AND x.issuance IS NOT NULL
@@ -314,35 +355,52 @@ BEGIN
     ASSERT written = transfer_count, 'transfers written are not those decided';
 
     UPDATE guerdon.account a SET debits = a.debits + x.debit, credits = a.credits + x.credit
-    FROM guerdon.account_deltas(account_ids, debit_sums, credit_sums) x
-    WHERE a.id = x.id AND (x.debit <> 0 OR x.credit <> 0);
+    FROM guerdon.account_deltas(account_rows, debit_sums, credit_sums) x
+    WHERE a.ctid = x.row_place AND (x.debit <> 0 OR x.credit <> 0);
+    GET DIAGNOSTICS moved = ROW_COUNT;
+    IF new_count > 0 THEN
+        INSERT INTO guerdon.account (id, kind, owner, item, credits) OVERRIDING SYSTEM VALUE
+        SELECT x.id, CASE WHEN x.number >= - n THEN 3 ELSE 6 END, subjects[(- x.number - 1) % n + 1],
+            CASE WHEN x.number >= - n THEN i_prize[- x.number] ELSE wallet_assets[- x.number - n] END, x.credit
+        FROM unnest(new_accounts, account_ids[:new_count], credit_sums[:new_count]) x(number, id, credit)
+        WHERE x.credit > 0
+        ORDER BY 2, 3, 4;
+        GET DIAGNOSTICS written = ROW_COUNT;
+        moved := moved + written;
+    END IF;
 
-    INSERT INTO guerdon.request AS r (promotion, request_id, outcome, admission, issuance_id, batch, subject, prize,
-        entrance, basis, basis_attribute, value, reference, principal, issued_at, expires_at)
-    SELECT x.promotion, x.request_id, 1, x.admission, x.issuance, batch_id, x.subject, x.prize,
-        x.entrance, x.basis, x.rate_attribute, x.value, x.reference, x.principal, booked_at, x.expires_at
+    SELECT array_agg(ROW(x.promotion, x.request_id, 1, x.admission, x.issuance, batch_id, x.subject, x.prize, x.entrance,
+        x.basis, x.value, x.reference, x.principal, booked_at, x.expires_at, x.rate_attribute)::guerdon.request
+        ORDER BY x.promotion, x.request_id COLLATE "C")
+    INTO requests
     FROM unnest(i_promotion, i_request, i_admission, issuance, subjects, i_prize, i_entrance, i_basis, i_value,
         i_reference, i_principal, expires_at, rate_attributes)
         x(promotion, request_id, admission, issuance, subject, prize, entrance, basis, value, reference, principal,
             expires_at, rate_attribute)
-    WHERE x.issuance IS NOT NULL
-    ORDER BY x.promotion, x.request_id COLLATE "C"
-    ON CONFLICT (promotion, request_id) DO UPDATE SET
-        outcome = 1, admission = excluded.admission, issuance_id = excluded.issuance_id, batch = excluded.batch,
-        subject = excluded.subject, prize = excluded.prize, entrance = excluded.entrance, basis = excluded.basis,
-        basis_attribute = excluded.basis_attribute,
-        value = excluded.value, reference = excluded.reference, principal = excluded.principal,
-        issued_at = excluded.issued_at, expires_at = excluded.expires_at
-    WHERE r.outcome = 2 AND r.admission < excluded.admission;
+    WHERE x.issuance IS NOT NULL;
+    IF 2 = ANY (known_outcomes) THEN
+        INSERT INTO guerdon.request AS r SELECT * FROM unnest(requests)
+        ON CONFLICT (promotion, request_id) DO UPDATE SET
+            outcome = 1, admission = excluded.admission, issuance_id = excluded.issuance_id, batch = excluded.batch,
+            subject = excluded.subject, prize = excluded.prize, entrance = excluded.entrance, basis = excluded.basis,
+            basis_attribute = excluded.basis_attribute,
+            value = excluded.value, reference = excluded.reference, principal = excluded.principal,
+            issued_at = excluded.issued_at, expires_at = excluded.expires_at
+        WHERE r.outcome = 2 AND r.admission < excluded.admission;
+    ELSE
+        INSERT INTO guerdon.request SELECT * FROM unnest(requests);
+    END IF;
     GET DIAGNOSTICS written = ROW_COUNT;
     IF written <> granted_count THEN
         RAISE EXCEPTION 'a request key was taken while its batch was decided' USING ERRCODE = 'GD001';
     END IF;
 
-    SELECT sum(d), sum(k) INTO debit_total, credit_total FROM unnest(debit_sums, credit_sums) x(d, k);
+    SELECT sum(d), sum(k), count(*) FILTER (WHERE d <> 0 OR k <> 0) INTO debit_total, credit_total, moved_expected
+    FROM unnest(debit_sums, credit_sums) x(d, k);
     SELECT granted_count + coalesce(sum(x.value), 0) INTO transferred
     FROM unnest(i_value, issuance, budget_accounts) x(value, issuance, budget)
     WHERE x.issuance IS NOT NULL AND x.budget IS NOT NULL;
     ASSERT debit_total = credit_total AND debit_total = transferred, 'debits and credits of a batch differ';
+    ASSERT moved = moved_expected, 'accounts written are not those decided';
 END
 $$;
