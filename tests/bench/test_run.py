@@ -115,6 +115,9 @@ async def test_the_result_says_on_what_it_was_measured(ran: tuple[Result, Notes]
     result, _ = ran
     document = json.loads(json.dumps(result.to_json()))
     assert document["options"]["postgresql_fsync"] == "on"
+    assert document["options"]["postgresql_full_page_writes"] == "on"
+    assert document["options"]["postgresql_max_wal_size"] == "16GB"
+    assert document["options"]["postgresql_shared_buffers"].endswith("MB")
     assert document["machine"]["cores_used"] <= 2
     assert {"python", "postgres", "valkey", "grpcio", "guerdon-server"} <= document["versions"].keys()
     assert [each["name"] for each in document["workloads"]] == [workload.name for workload in WORKLOADS]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -87,6 +89,8 @@ class _Bench:
         if number:
             self.result.echo_windows.append(echo)
         for load in self.loads:
+            # Else the system writes back what the workload before has left, up to 30 s later, and commits wait for it.
+            await asyncio.to_thread(os.sync)
             window = await self.stage.window(load, seconds)
             self.listener.window(load.workload.name, number, window)
             if number:

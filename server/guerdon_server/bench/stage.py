@@ -29,7 +29,7 @@ from guerdon_server.bench.generator import Generator, Shot
 from guerdon_server.bench.open_loop import CONNECTIONS, STREAMS_MAX, Offered, unknown
 from guerdon_server.bench.promotion import create_promotion
 from guerdon_server.bench.result import GENERATOR, SERVER, Window
-from guerdon_server.bench.surroundings import surroundings
+from guerdon_server.bench.surroundings import memory_bytes, surroundings
 from guerdon_server.bench.workloads import Workload
 from guerdon_server.core.ledger.invariants import Check
 from guerdon_server.platform import config, postgres
@@ -43,6 +43,11 @@ Told = TypeVar("Told")
 _PROBE_SECONDS_MAX = 10.0
 _REST_SECONDS: Final = 0.5
 _GRANTS = "SELECT coalesce(sum(issuance_count), 0)::bigint FROM guerdon.batch"
+_MB: Final = 1 << 20
+_POSTGRES_SETTINGS_TOLD: Final = (
+    *("fsync", "synchronous_commit", "full_page_writes", "autovacuum"),
+    *("checkpoint_timeout", "max_wal_size", "shared_buffers"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ async def opened(
     generator = generators.choose(options.generator, folder)
     async with AsyncExitStack() as stack:
         listener.step("engines, migrations, " + ("server" if servers == 1 else f"{servers} servers"))
-        engines = await stack.enter_async_context(Engines(folder / "data"))
+        engines = await stack.enter_async_context(Engines(folder / "data", postgres_settings=_postgres_settings()))
         versioned, repeatable = bootstrap.migration_sources()
         await postgres.migrate(engines.postgres_dsn, versioned=versioned, repeatable=repeatable)
         children = [
@@ -123,6 +128,14 @@ def fresh_folder(parent: Path | None) -> Path:
     if os.geteuid() == 0:
         folder.chmod(0o711)  # PostgreSQL runs as another user then, who has to get through
     return folder
+
+
+def _postgres_settings() -> Mapping[str, str]:
+    """What docs/PERFORMANCE.md advises for a machine of PostgreSQL's own; that of `guerdon up` is small.
+
+    What of its buffers is not used takes no memory.
+    """
+    return {"shared_buffers": f"{memory_bytes() // 4 // _MB}MB", "max_wal_size": "16GB"}
 
 
 def _settings(engines: Engines) -> dict[str, str]:
@@ -177,7 +190,7 @@ class Stage:
                 "generator_note": self.generator.why,
                 **{
                     f"postgresql_{name}": str(await self.ledger.fetchval(f"SHOW {name}"))
-                    for name in ("fsync", "synchronous_commit", "autovacuum", "checkpoint_timeout", "max_wal_size")
+                    for name in _POSTGRES_SETTINGS_TOLD
                 },
             },
             "workload_parameters": {

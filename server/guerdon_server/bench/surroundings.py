@@ -25,7 +25,7 @@ def surroundings(engines: Mapping[str, str]) -> dict[str, Any]:
             "cpu": _cpu_model(),
             "cores_used": cores(),
             "cores_there": psutil.cpu_count(),
-            "memory_bytes": psutil.virtual_memory().total,
+            "memory_bytes": memory_bytes(),
             "system": f"{platform.system()} {platform.release()}",
             "load_average_before": os.getloadavg()[0],
         },
@@ -69,6 +69,16 @@ def cores() -> int:
     """On how many cores we and our children may run."""
     affinity = getattr(psutil.Process(), "cpu_affinity", None)
     return len(affinity()) if affinity is not None else int(psutil.cpu_count() or 1)
+
+
+def memory_bytes() -> int:
+    """That we and our children may use: the machine's, or less where our control group (a container) has a limit."""
+    machine = int(psutil.virtual_memory().total)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:  # no control group, or of the first version
+        return machine
+    return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 @contextmanager
