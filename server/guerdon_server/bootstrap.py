@@ -40,7 +40,8 @@ from guerdon_server.core.ledger.postgres.workers import Workers
 from guerdon_server.core.prize.service import PrizeService
 from guerdon_server.core.promotion.service import PromotionService
 from guerdon_server.core.stock.redis.store import RedisGate
-from guerdon_server.core.stock.service import Gate, GateSettings, keep_looking_at_epochs
+from guerdon_server.core.stock.service import Gate, keep_looking_at_epochs
+from guerdon_server.core.stock.settings import GateSettings
 from guerdon_server.platform import logs, postgres, postgres_pooler, redis, redis_deployment, telemetry
 from guerdon_server.platform.failpoints import Failpoints
 from guerdon_server.platform.masking import mask_passwords

@@ -10,7 +10,8 @@ import pytest_asyncio
 
 from guerdon_server.core.stock.model import AdmitItem
 from guerdon_server.core.stock.redis.store import RedisGate
-from guerdon_server.core.stock.service import Gate, GateSettings
+from guerdon_server.core.stock.service import Gate
+from guerdon_server.core.stock.settings import GateSettings
 from guerdon_server.platform.redis import Client
 from tests.stock.ledger import MemoryLedger
 

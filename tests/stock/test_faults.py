@@ -11,7 +11,8 @@ import pytest_asyncio
 
 from guerdon_server.core.stock.model import AdmitCode, GateUnavailable, SettleCode, Settlement
 from guerdon_server.core.stock.redis.store import RedisGate, keys
-from guerdon_server.core.stock.service import Gate, GateSettings
+from guerdon_server.core.stock.service import Gate
+from guerdon_server.core.stock.settings import GateSettings
 from guerdon_server.platform import redis
 from guerdon_server.platform.engines import ValkeyEngine
 from guerdon_server.platform.errors import ServiceError

@@ -21,9 +21,18 @@ _NUMBER_MAX: Final = 2**63 - 1
 
 
 def issuance_to_wire(issuance: Issuance) -> prize_pb2.Issuance:
-    """The domain's issuance as a message. On the path of every grant, so fields are set one by one and instants by
-    hand: 3 µs, where keyword arguments and Timestamp.FromDatetime take 11 µs."""
+    """The domain's issuance as a message of its own."""
     message = prize_pb2.Issuance()
+    write_issuance(message, issuance)
+    return message
+
+
+def write_issuance(message: prize_pb2.Issuance, issuance: Issuance) -> None:
+    """Fill an empty message, where it is in its answer: to copy one costs half a microsecond.
+
+    On the path of every grant, so fields are set one by one and instants by hand: 3 µs, where keyword arguments and
+    Timestamp.FromDatetime take 11 µs.
+    """
     message.issuance_id = str(issuance.issuance_id)
     message.promotion_id = issuance.promotion_id
     message.entrance_id = issuance.entrance_id
@@ -42,7 +51,6 @@ def issuance_to_wire(issuance: Issuance) -> prize_pb2.Issuance:
     set_timestamp(message.issued_at, issuance.issued_at)
     if issuance.expires_at is not None:
         set_timestamp(message.expires_at, issuance.expires_at)
-    return message
 
 
 def set_timestamp(message: Timestamp, at: dt.datetime) -> None:

@@ -14,7 +14,7 @@ from guerdon_server.core.issuance.pipeline import Issuer
 from guerdon_server.core.ledger.model import RequestState
 from guerdon_server.platform.errors import ServiceError, Violation
 from guerdon_server.rpc.errors import to_status
-from guerdon_server.rpc.issuance_read import IssuanceReads, issuance_to_wire
+from guerdon_server.rpc.issuance_read import IssuanceReads, issuance_to_wire, write_issuance
 from guerdon_server.rpc.validation import AttributeValue, check_attributes, check_id, check_optional_id, is_id, refuse
 
 ITEMS_MAX: Final = 1000
@@ -38,13 +38,17 @@ class IssueServicer:
         item = _item(violations, "", request)
         refuse(violations)
         (outcome,) = await self._issuer.issue(IssueCall(promotion_id, entrance_id, principal, (item,)))
+        response = prize_pb2.IssuePrizeResponse()
         if isinstance(outcome, Granted):
-            return prize_pb2.IssuePrizeResponse(granted=issuance_to_wire(outcome.issuance), replayed=outcome.replayed)
-        if isinstance(outcome, Rejection):
-            return prize_pb2.IssuePrizeResponse(rejected=_rejection(outcome))
-        if isinstance(outcome, Pending):
-            return prize_pb2.IssuePrizeResponse(pending=_pending(outcome))
-        raise outcome
+            write_issuance(response.granted, outcome.issuance)
+            response.replayed = outcome.replayed
+        elif isinstance(outcome, Rejection):
+            _write_rejection(response.rejected, outcome)
+        elif isinstance(outcome, Pending):
+            _write_pending(response.pending, outcome)
+        else:
+            raise outcome
+        return response
 
     async def BatchIssuePrizes(
         self, request: prize_pb2.BatchIssuePrizesRequest, principal: str
@@ -117,7 +121,9 @@ class IssueServicer:
             request.request.promotion_id, request.request.request_id, cancel_if_absent=request.cancel_if_absent
         )
         if isinstance(known, Pending):
-            return prize_pb2.GetIssuanceResponse(pending=_pending(known))
+            response = prize_pb2.GetIssuanceResponse()
+            _write_pending(response.pending, known)
+            return response
         if known.issuance is not None:
             return prize_pb2.GetIssuanceResponse(granted=issuance_to_wire(known.issuance))
         return prize_pb2.GetIssuanceResponse(absent=prize_pb2.Absent(cancelled=known.state is RequestState.CANCELLED))
@@ -155,27 +161,25 @@ def _check_distinct(violations: list[Violation], request: prize_pb2.BatchIssuePr
 
 def _write_result(result: prize_pb2.BatchItemResult, outcome: Outcome) -> None:
     if isinstance(outcome, Granted):
-        result.granted.CopyFrom(issuance_to_wire(outcome.issuance))
+        write_issuance(result.granted, outcome.issuance)
         if outcome.replayed:
             result.replayed = True
     elif isinstance(outcome, Rejection):
-        result.rejected.CopyFrom(_rejection(outcome))
+        _write_rejection(result.rejected, outcome)
     elif isinstance(outcome, Pending):
-        result.pending.CopyFrom(_pending(outcome))
+        _write_pending(result.pending, outcome)
     else:
         status: status_pb2.Status = to_status(outcome)
         result.error.CopyFrom(status)
 
 
-def _rejection(rejection: Rejection) -> prize_pb2.Rejection:
-    message = prize_pb2.Rejection()
+def _write_rejection(message: prize_pb2.Rejection, rejection: Rejection) -> None:
     message.reason = rejection.reason  # type: ignore[assignment]  # the numbers are the wire's
     message.rule = rejection.rule
     message.observed = rejection.observed
     message.threshold = rejection.threshold
     message.message = rejection.message
-    return message
 
 
-def _pending(pending: Pending) -> prize_pb2.Pending:
-    return prize_pb2.Pending(retry_after_ms=pending.retry_after_ms)
+def _write_pending(message: prize_pb2.Pending, pending: Pending) -> None:
+    message.retry_after_ms = pending.retry_after_ms

@@ -58,6 +58,7 @@ class NativeTransport:
 
     _front: NativeGrpcFront
     _folder: Path
+    _loop: asyncio.AbstractEventLoop
 
     def __init__(
         self, methods: Sequence[Method], limit: CallLimit, attach: Attach, *, bounds: Bounds, shares_port: bool
@@ -89,10 +90,10 @@ class NativeTransport:
         except BaseException:
             self._front.close()
             raise
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         with threads_that_wait():
             self._front.start()
-            threading.Thread(target=self._receive, args=(loop,), name="native-calls", daemon=True).start()
+            threading.Thread(target=self._receive, name="native-calls", daemon=True).start()
         return self._front.bound_port
 
     async def _start_behind(self) -> None:
@@ -118,11 +119,11 @@ class NativeTransport:
         await asyncio.to_thread(self._front.close)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _receive(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _receive(self) -> None:
         """A thread of its own, until the front is closed."""
         while (events := self._front.recv_batch_details(_EVENTS_MAX)) is not None:
             try:
-                loop.call_soon_threadsafe(self._take, time.perf_counter(), events)
+                self._loop.call_soon_threadsafe(self._take, time.perf_counter(), events)
             except RuntimeError:  # the loop was closed before us
                 self._front.close()
                 return
@@ -166,7 +167,7 @@ class NativeTransport:
             return failure(error, method, request)
         started = time.perf_counter()
         self._limit.begun(method.priority)
-        self._tasks[call] = task = asyncio.create_task(method.answer(request, caller))
+        self._tasks[call] = task = self._loop.create_task(method.answer(request, caller))
         # A callback, since a task that is cancelled before its first step runs nothing of its own.
         under_way = _Call(call, method, request, started, until)
         task.add_done_callback(partial(self._ended, under_way))

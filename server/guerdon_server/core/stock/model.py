@@ -259,3 +259,19 @@ class GateUnavailable(ServiceError):
             f"the gate can't admit now ({why}); retry with the same request id",
             retry_after_ms=RETRY_AFTER_MS,
         )
+
+
+@dataclass(slots=True)
+class GateCounts:
+    """What happened, for metrics; only ever grows."""
+
+    opened: int = 0  # epochs that this worker opened
+    adopted: int = 0  # epochs of other workers that this one went on with
+    closed: int = 0  # calls that found the group closed
+    unavailable: int = 0  # batches that Redis did not answer
+    dropped_answers: int = 0  # admitted for a caller that had gone; given back
+    drifts: int = 0  # gate and ledger disagreed
+    drift_units: int = 0  # by so many units, all times together
+    settled: int = 0  # admissions that were open and were settled
+    settled_in_vain: int = 0  # settlements that found the group closed, so that there was nothing to settle
+    backfilled: int = 0  # requests that were marked granted after a rebuild

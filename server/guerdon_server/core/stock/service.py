@@ -8,12 +8,11 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from guerdon_server.core.stock.buckets import bucket_of, is_broken, is_open, merged, nothing_of, run_id_of, tags
+from guerdon_server.core.stock.buckets import bucket_of, merged, nothing_of, tags
 from guerdon_server.core.stock.exchange import BucketClosed, Exchange
 from guerdon_server.core.stock.model import (
     AdmitCode,
@@ -21,6 +20,7 @@ from guerdon_server.core.stock.model import (
     Admitted,
     Answer,
     Epoch,
+    GateCounts,
     GateState,
     GateUnavailable,
     OpenAdmission,
@@ -29,63 +29,18 @@ from guerdon_server.core.stock.model import (
     ResourceState,
     SettleCode,
     Settlement,
-    Status,
     Tag,
 )
+from guerdon_server.core.stock.opening import Known, Openings
 from guerdon_server.core.stock.ports import GateSource
-from guerdon_server.core.stock.redis.store import ITEMS_MAX, RedisGate
+from guerdon_server.core.stock.redis.store import RedisGate
+from guerdon_server.core.stock.settings import GateSettings
 from guerdon_server.core.stock.settling import SettleQueue
-from guerdon_server.platform.batching import ENOUGH_ITEMS, Coalescer
+from guerdon_server.platform.batching import Coalescer
 from guerdon_server.platform.errors import ServiceError
 from guerdon_server.platform.redis import RedisUnavailable
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class GateSettings:
-    """Every bound of the gate. Per group: items_max a script call, in_flight_max calls at once (the second one with
-    enough_items only), queue_items_max and queue_seconds_max.
-
-    attempts_max: how often a batch is tried when the group turns out to be closed. adopt_seconds_max: how long a
-    rebuild by another worker is waited for before this one takes over; adopt_poll_seconds: how often to look.
-    """
-
-    items_max: int = ITEMS_MAX
-    in_flight_max: int = 2
-    enough_items: int = ENOUGH_ITEMS
-    queue_items_max: int = 20_000
-    queue_seconds_max: float = 0.25
-    attempts_max: int = 4
-    adopt_seconds_max: float = 1.0
-    adopt_poll_seconds: float = 0.02
-    settle_items_max: int = ITEMS_MAX
-    settle_queue_items_max: int = 100_000
-    settle_gather_seconds: float = 0.003
-    settle_pause_seconds_min: float = 0.05
-    settle_pause_seconds_max: float = 2.0
-    settled_seconds_max: float = 0.5
-    close_seconds_max: float = 5.0
-    backfill_page_items: int = 1000
-    backfill_takeover_seconds: float = 5.0
-    scan_page_items: int = 500
-    scan_pages_max: int = 2000
-
-
-@dataclass(slots=True)
-class GateCounts:
-    """What happened, for metrics; only ever grows."""
-
-    opened: int = 0  # epochs that this worker opened
-    adopted: int = 0  # epochs of other workers that this one went on with
-    closed: int = 0  # calls that found the group closed
-    unavailable: int = 0  # batches that Redis did not answer
-    dropped_answers: int = 0  # admitted for a caller that had gone; given back
-    drifts: int = 0  # gate and ledger disagreed
-    drift_units: int = 0  # by so many units, all times together
-    settled: int = 0  # admissions that were open and were settled
-    settled_in_vain: int = 0  # settlements that found the group closed, so that there was nothing to settle
-    backfilled: int = 0  # requests that were marked granted after a rebuild
 
 
 class _Rerouted(Exception):
@@ -95,24 +50,15 @@ class _Rerouted(Exception):
 _Lane: TypeAlias = Coalescer[AdmitItem, Answer]
 
 
-class _Group:
-    """One promotion as this worker knows it. epoch: what it admits under, None = to be opened before the next call.
+class _Group(Known):
+    """With the queue of each bucket, by its number and how many there are (`lanes`); `only`: where there is one."""
 
-    used_epoch: the last one that it admitted under or opened itself, also after it was found closed. buckets: how many
-    it had when it was last open. lanes: the queue of each bucket, by its number and how many there are; only: where
-    there is one.
-    """
-
-    __slots__ = ("backfill", "buckets", "epoch", "lanes", "only", "opening", "used_epoch")
+    __slots__ = ("lanes", "only")
 
     def __init__(self) -> None:
-        self.buckets = 1
+        super().__init__()
         self.only: _Lane
         self.lanes: dict[tuple[int, int], _Lane] = {}
-        self.epoch: Epoch | None = None
-        self.used_epoch: int | None = None
-        self.opening: asyncio.Task[Epoch] | None = None
-        self.backfill: asyncio.Task[None] | None = None
 
 
 class Gate:
@@ -143,12 +89,12 @@ class Gate:
             pause_seconds_max=settings.settle_pause_seconds_max,
         )
         self.exchange = Exchange(store)
+        self._openings = Openings(store, source, settings=settings, counts=self.counts, jitter=jitter)
         self._store = store
         self._source = source
         self._settings = settings
         self._on_batch = on_batch
         self._on_settled = on_settled
-        self._jitter = jitter
         self._groups: dict[int, _Group] = {}
         self._refused_total = 0  # of groups that were forgotten
         self._closed = False
@@ -231,7 +177,7 @@ class Gate:
         known = self._know(group)
         try:
             for _ in range(self._settings.attempts_max):
-                epoch = known.epoch or await self._open(group, known)
+                epoch = known.epoch or await self._openings.open(group, known)
                 bucket = bucket_of(request_id, epoch.buckets)
                 marked = await self._store.is_marked_open(
                     tags(group, epoch.buckets)[bucket],
@@ -241,7 +187,7 @@ class Gate:
                 )
                 if marked is not None:
                     return marked
-                self._found_closed(known, epoch.value)
+                self._openings.found_closed(known, epoch.value)
         except RedisUnavailable as error:
             raise GateUnavailable(str(error)) from error
         raise GateUnavailable(f"closed {self._settings.attempts_max} times in a row")
@@ -261,13 +207,13 @@ class Gate:
         tag = tags(group, buckets)[bucket]
         try:
             for _ in range(self._settings.attempts_max):
-                epoch = known.epoch or await self._open(group, known)
+                epoch = known.epoch or await self._openings.open(group, known)
                 if len(epoch.run_ids) != buckets:
                     raise _Rerouted
                 sent = True
                 answers = await self._store.admit(tag, epoch=epoch.value, run_id=epoch.run_ids[bucket], items=items)
                 if answers is None:
-                    self._found_closed(known, epoch.value)
+                    self._openings.found_closed(known, epoch.value)
                 elif not reloaded and any(answer.code is AdmitCode.UNKNOWN_RESOURCE for answer in answers):
                     # A new prize: bring it in, and repeat the whole batch, which is idempotent.
                     await self._add_resources(group, epoch, bucket)
@@ -278,7 +224,7 @@ class Gate:
                     try:
                         return await self.exchange.help(group, epoch, bucket, items, answers)
                     except BucketClosed:
-                        self._found_closed(known, epoch.value)
+                        self._openings.found_closed(known, epoch.value)
             raise GateUnavailable(f"closed {self._settings.attempts_max} times in a row")
         except _Rerouted:
             raise
@@ -345,7 +291,7 @@ class Gate:
         """The commit answered STALE_EPOCH to an admission under `epoch`: look again before the next call."""
         known = self._groups.get(group)
         if known is not None:
-            self._found_closed(known, epoch)
+            self._openings.found_closed(known, epoch)
 
     async def set_capacity(self, group: int, *, resource: int, capacity: int, version: int) -> None:
         """Tell the gate what the ledger says of a resource's capacity; an older version changes nothing.
@@ -369,8 +315,8 @@ class Gate:
                 if epoch.buckets > 1:
                     await self.exchange.level(group, epoch, [resource])
             except BucketClosed:
-                self._found_closed(known, epoch.value)
-                self._begin_opening(group, known)
+                self._openings.found_closed(known, epoch.value)
+                self._openings.begin(group, known)
         except (RedisUnavailable, ServiceError):
             _logger.warning("capacity not pushed, the reconciler will", extra={"group": group, "resource": resource})
 
@@ -444,7 +390,7 @@ class Gate:
         """
         known = self._know(group)
         try:
-            epoch = await self._if_open(group, known)
+            epoch = await self._openings.if_open(group, known)
             if epoch is None:
                 return OpenAdmissions(0, 0, [])
             groups = tags(group, epoch.buckets)
@@ -460,7 +406,7 @@ class Gate:
             if away and not found:
                 raise away[0]
             if None in scans:
-                self._found_closed(known, epoch.value)
+                self._openings.found_closed(known, epoch.value)
         except RedisUnavailable as error:
             raise GateUnavailable(str(error)) from error
         seen = {number: admission for _, some in found for number, admission in some.items()}
@@ -498,7 +444,7 @@ class Gate:
         for group, epoch in held.items():
             known = self._groups.get(group)
             if known is not None and current.get(group) != epoch:
-                self._found_closed(known, epoch.value)
+                self._openings.found_closed(known, epoch.value)
 
     async def reconcile(self, group: int) -> Reconciled:
         """Compare with the ledger and mend: push newer capacities, open a new epoch if the gate is wrong.
@@ -509,11 +455,11 @@ class Gate:
         known = self._know(group)
         epoch = None
         try:
-            epoch = await self._if_open(group, known)
+            epoch = await self._openings.if_open(group, known)
             return Reconciled.CLOSED if epoch is None else await self._compare(group, known, epoch)
         except BucketClosed:
             assert epoch is not None, "only what is open is compared"
-            self._found_closed(known, epoch.value)
+            self._openings.found_closed(known, epoch.value)
             return Reconciled.CLOSED
         except RedisUnavailable as error:
             raise GateUnavailable(str(error)) from error
@@ -525,9 +471,9 @@ class Gate:
         gate = await self._inspect(group, epoch.buckets)
         current = await self._source.current_epoch(group)
         if current != epoch or gate.open_epoch != epoch.value or gate.run_id != epoch.run_id:
-            self._found_closed(known, epoch.value)
+            self._openings.found_closed(known, epoch.value)
             return Reconciled.CLOSED
-        self._take_over_backfill(group, known, epoch, gate)
+        self._openings.take_over_backfill(group, known, epoch, gate)
         after = before if gate.open_admissions else {s.resource: s for s in await self._source.resources(group)}
         newer = []
         for held in gate.resources:
@@ -556,13 +502,10 @@ class Gate:
         self.counts.drifts += 1
         self.counts.drift_units += units
         _logger.error("the gate disagrees with the ledger: a new epoch is opened", extra={"group": group, **figures})
-        self._found_closed(known, epoch.value)
-        if known.opening is None:
-            self._start_opening(known, self._replace(group, known, epoch))
-        await self._open(group, known)
+        await self._openings.renew(group, known, epoch)
         return Reconciled.DRIFTED
 
-    # --- opening --------------------------------------------------------------------------------------------------
+    # --- its groups -----------------------------------------------------------------------------------------------
 
     def _know(self, group: int) -> _Group:
         known = self._groups.get(group)
@@ -590,198 +533,11 @@ class Gate:
         )
         return lane
 
-    def _found_closed(self, known: _Group, epoch: int) -> None:
-        if known.epoch is not None and known.epoch.value == epoch:
-            known.epoch = None
-            self.counts.closed += 1
-
-    async def _open(self, group: int, known: _Group) -> Epoch:
-        """The epoch to admit under; one attempt at a time for a group, whoever waits for it, whoever is cancelled.
-
-        Raises GateUnavailable and RedisUnavailable.
-        """
-        return await asyncio.shield(self._begin_opening(group, known))
-
-    def _begin_opening(self, group: int, known: _Group) -> asyncio.Task[Epoch]:
-        if known.opening is None:
-            self._start_opening(known, self._adopt_or_rebuild(group, known))
-        assert known.opening is not None
-        return known.opening
-
-    async def _if_open(self, group: int, known: _Group) -> Epoch | None:
-        """The epoch that it is open under; None: it is closed, and so holds nothing to look after.
-
-        Background jobs go over all groups one after the other. Opening each would cost up to `adopt_seconds_max` after
-        a flush, so that what dead workers left in the last ones would stay open for minutes.
-        """
-        if known.epoch is not None:
-            return known.epoch
-        current = await self._source.current_epoch(group)
-        if current is None:
-            return None
-        states = await self._reachable(group, current.buckets)
-        if not is_open(current, states):
-            if any(state is not None and state.open_epoch == current.value for state in states):
-                # The other buckets hold what has to be looked after, and nobody may ask for the closed one.
-                self._begin_opening(group, known)
-            return None
-        self.counts.adopted += 1
-        return self._adopt(known, current)
-
-    @staticmethod
-    def _start_opening(known: _Group, work: Coroutine[Any, Any, Epoch]) -> None:
-        task = known.opening = asyncio.get_running_loop().create_task(work, name="gate opening")
-
-        def ended(_: asyncio.Task[Epoch]) -> None:
-            known.opening = None
-            if not task.cancelled():
-                task.exception()  # those who wait get it, and if nobody waits nobody misses it
-
-        task.add_done_callback(ended)
-
-    async def _replace(self, group: int, known: _Group, epoch: Epoch) -> Epoch:
-        """Open another epoch although Redis is open under this one."""
-        run_id = run_id_of(await self._reachable(group, epoch.buckets))
-        rebuilt = await self._rebuild(group, known, replacing=epoch.value, run_id=run_id)
-        return rebuilt or await self._adopt_or_rebuild(group, known)
-
-    async def _adopt_or_rebuild(self, group: int, known: _Group) -> Epoch:
-        """Go on with the current epoch if Redis is open under it; wait for another worker's rebuild; else rebuild."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._settings.adopt_seconds_max * (1 + self._jitter())
-        while True:
-            current = await self._source.current_epoch(group)
-            states = await self._reachable(group, current.buckets if current else 1)
-            if current is None:
-                rebuilt = await self._rebuild(group, known, replacing=None, run_id=run_id_of(states))
-            elif is_open(current, states):
-                self.counts.adopted += 1
-                return self._adopt(known, current)
-            elif is_broken(current, states, known.used_epoch) or loop.time() >= deadline:
-                rebuilt = await self._rebuild(group, known, replacing=current.value, run_id=run_id_of(states))
-            else:
-                rebuilt = None
-            if rebuilt is not None:
-                return rebuilt
-            if loop.time() >= deadline + self._settings.adopt_seconds_max:
-                raise GateUnavailable("its group is being opened elsewhere")
-            await asyncio.sleep(self._settings.adopt_poll_seconds)
-
-    async def _rebuild(self, group: int, known: _Group, *, replacing: int | None, run_id: str) -> Epoch | None:
-        """New epoch in the ledger, then read the ledger, then load, then open. None: another worker was faster."""
-        opened = await self._source.open_epoch(group, replacing=replacing, run_id=run_id)
-        if not opened.won:
-            return None
-        epoch = opened.epoch
-        known.used_epoch = epoch.value  # so that nobody waits for us if it fails half-way
-        if known.buckets != epoch.buckets:
-            await self._forget_buckets(group, known.buckets, epoch.buckets)
-        buckets = [
-            (tag, run_id) for tag, run_id in zip(tags(group, epoch.buckets), epoch.run_ids, strict=True) if run_id
-        ]
-        status = await _all_open(self._store.prepare(tag, epoch=epoch.value, run_id=run_id) for tag, run_id in buckets)
-        if status is Status.OPEN:
-            resources = await self._source.resources(group)
-            complete = not await self._source.has_grants(group)
-            status = await _all_open(
-                self._store.load(
-                    tag,
-                    epoch=epoch.value,
-                    run_id=run_id,
-                    complete=complete,
-                    resources=resources if tag == group else nothing_of(resources),
-                )
-                for tag, run_id in buckets
-            )
-        if status is not Status.OPEN:
-            _logger.warning("rebuild overtaken", extra={"group": group, "epoch": epoch.value, "status": status.name})
-            return None
-        self.counts.opened += 1
-        if not complete:
-            self._start_backfill(group, known, epoch, after="")
-        return self._adopt(known, epoch)
-
-    async def _forget_buckets(self, group: int, before: int, now: int) -> None:
-        """Best effort: what stays is closed, and takes memory."""
-        former = set(tags(group, before)) - set(tags(group, now))
-        await asyncio.gather(*(self._store.forget(tag) for tag in former), return_exceptions=True)
-
-    @staticmethod
-    def _adopt(known: _Group, epoch: Epoch) -> Epoch:
-        known.epoch = epoch
-        known.used_epoch = epoch.value
-        known.buckets = epoch.buckets
-        return epoch
-
-    async def _reachable(self, group: int, buckets: int) -> Sequence[GateState | None]:
-        """The state of each bucket, without resources; None: it is away. Raises RedisUnavailable if all are."""
-        states = await asyncio.gather(
-            *(self._store.inspect(tag, resources=False) for tag in tags(group, buckets)), return_exceptions=True
-        )
-        found: list[GateState | None] = []
-        for state in states:
-            if isinstance(state, BaseException) and not isinstance(state, RedisUnavailable):
-                raise state
-            found.append(None if isinstance(state, BaseException) else state)
-        if isinstance(states[0], BaseException) and not any(found):
-            raise states[0]
-        return found
-
     async def _inspect(self, group: int, buckets: int) -> GateState:
         """All buckets, with resources. Raises RedisUnavailable."""
         if buckets == 1:
             return await self._store.inspect(group, resources=True)
         return merged(await asyncio.gather(*(self._store.inspect(tag, resources=True) for tag in tags(group, buckets))))
-
-    # --- markers after a rebuild ----------------------------------------------------------------------------------
-
-    def _take_over_backfill(self, group: int, known: _Group, epoch: Epoch, gate: GateState) -> None:
-        """Whoever rebuilt marks what was granted; if that worker died, go on where it stopped."""
-        takeover_ms = self._settings.backfill_takeover_seconds * 1000
-        alive = gate.backfill_age_ms is not None and gate.backfill_age_ms < takeover_ms
-        if not gate.complete and not alive and known.backfill is None:
-            self._start_backfill(group, known, epoch, after=gate.backfill_cursor)
-
-    def _start_backfill(self, group: int, known: _Group, epoch: Epoch, *, after: str) -> None:
-        if known.backfill is not None:
-            known.backfill.cancel()  # of a former epoch
-        task = asyncio.get_running_loop().create_task(self._backfill(group, epoch, after), name="gate backfill")
-        known.backfill = task
-
-        def ended(_: asyncio.Task[None]) -> None:
-            if known.backfill is task:
-                known.backfill = None
-
-        task.add_done_callback(ended)
-
-    async def _backfill(self, group: int, epoch: Epoch, after: str) -> None:
-        """Ends early when the epoch has ended or Redis or the ledger is away; reconciling starts it again."""
-        page_items = self._settings.backfill_page_items
-        try:
-            while True:
-                page = await self._source.granted_requests(group, after=after, limit=page_items)
-                complete = len(page) < page_items
-                parts: dict[int, list[str]] = {bucket: [] for bucket in range(epoch.buckets)}
-                for request_id in page:
-                    parts[bucket_of(request_id, epoch.buckets)].append(request_id)
-                marked = await asyncio.gather(
-                    *(
-                        self._store.mark_granted(
-                            tag, epoch=epoch.value, run_id=run_id, request_ids=part, complete=complete
-                        )
-                        for tag, run_id, part in zip(
-                            tags(group, epoch.buckets), epoch.run_ids, parts.values(), strict=True
-                        )
-                    )
-                )
-                if not all(marked):
-                    return
-                self.counts.backfilled += len(page)
-                if complete:
-                    return
-                after = page[-1]
-        except Exception:
-            _logger.warning("backfill interrupted", exc_info=True, extra={"group": group, "after": after})
 
     # --- closing --------------------------------------------------------------------------------------------------
 
@@ -810,24 +566,6 @@ async def keep_looking_at_epochs(gate: Gate, interval_seconds: float) -> None:
 
 def _given_back(item: AdmitItem) -> Settlement:
     return Settlement(item.admission, item.request_id, SettleCode.GIVEN_BACK)
-
-
-async def _all_open(calls: Iterable[Awaitable[Status]]) -> Status:
-    """OPEN if all buckets that answer say so, else what one of the others says.
-
-    One that does not answer is closed; or it is open with what it was to be loaded with, and the answer was lost.
-    Raises RedisUnavailable if none answers.
-    """
-    outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    statuses = []
-    for outcome in outcomes:
-        if not isinstance(outcome, BaseException):
-            statuses.append(outcome)
-        elif len(outcomes) == 1 or not isinstance(outcome, RedisUnavailable):
-            raise outcome
-    if not statuses:
-        raise RedisUnavailable("no bucket answers")
-    return next((status for status in statuses if status is not Status.OPEN), Status.OPEN)
 
 
 def _oldest(admissions: dict[int, OpenAdmission], limit: int) -> dict[int, OpenAdmission]:
