@@ -14,6 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -58,6 +59,7 @@ from guerdon_server.rpc.issue import IssueServicer
 from guerdon_server.rpc.prize import PrizeCatalogueServicer
 from guerdon_server.rpc.promotion import PromotionServicer
 from guerdon_server.rpc.server import METHODS, MakeTransport, Server
+from guerdon_server.rpc.tls import TlsFiles, TlsFilesError
 from guerdon_server.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -384,6 +386,18 @@ def _server(
     )
 
 
+def _tls_files(settings: Settings) -> TlsFiles | None:
+    if not settings.tls_certificate_file:
+        return None
+    client_ca = Path(settings.tls_client_ca_file) if settings.tls_client_ca_file else None
+    files = TlsFiles(Path(settings.tls_certificate_file), Path(settings.tls_key_file), client_ca)
+    try:
+        files.read()
+    except TlsFilesError as error:
+        raise StartRefused(f"{error}. Mend it, or the settings tls_..._file.") from error
+    return files
+
+
 def _transport(settings: Settings, *, shares_port: bool) -> MakeTransport:
     bounds = Bounds(
         message_bytes_max=settings.message_bytes_max,
@@ -405,6 +419,7 @@ def _transport(settings: Settings, *, shares_port: bool) -> MakeTransport:
         bounds=bounds,
         connection_age_seconds_max=settings.connection_age_seconds,
         shares_port=shares_port,
+        tls=_tls_files(settings),
     )
 
 

@@ -13,6 +13,7 @@ from guerdon_server.platform.redis_url import parse as parse_redis_url
 
 _POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 _CONNECTION_AGE_SECONDS = 60
+_TLS = ("tls_certificate_file", "tls_key_file", "tls_client_ca_file")
 
 
 def _is_loopback(host: str) -> bool:
@@ -51,6 +52,15 @@ class Settings:
         default=False,
         doc="Allows the native transport on an address that others can reach: it reads requests of any size before it"
         " refuses them, so who can connect can use up the memory.",
+    )
+    tls_certificate_file: str = setting(
+        default="",
+        doc="TLS: the server's certificate with its chain (PEM). Renewed files are used from the next connection on."
+        " Empty: plain text.",
+    )
+    tls_key_file: str = setting(default="", doc="TLS: the key of tls_certificate_file (PEM, unencrypted).")
+    tls_client_ca_file: str = setting(
+        default="", doc="TLS: callers need a certificate that was signed by one of these (PEM). Empty: they need none."
     )
     connection_age_seconds_max: int | None = setting(
         default=None,
@@ -211,6 +221,7 @@ class Settings:
         if self.grpc_port and self.grpc_port == self.metrics_port and self.grpc_host == self.metrics_host:
             yield Conflict(("grpc_port", "metrics_port"), "two different ports", "Move one of them.")
         yield from self._validate_transport()
+        yield from self._validate_tls()
         yield from self._validate_test_mode()
         if self.commit_queue_items_max < self.commit_batch_items_max:
             yield Conflict(
@@ -252,6 +263,17 @@ class Settings:
                 "a loopback address with transport = native, which reads requests of any size before it refuses them",
                 "Set native_trusts_callers = true if only trusted callers can connect, or transport = grpcio.",
             )
+
+    def _validate_tls(self) -> Iterator[Conflict]:
+        given = [name for name in _TLS if getattr(self, name)]
+        if not given:
+            return
+        if self.transport == "native":
+            mend = "Set transport = grpcio, or remove them and let a proxy speak TLS."
+            yield Conflict((*given, "transport"), "no TLS with transport = native", mend)
+        for name in _TLS[:2]:
+            if name not in given:
+                yield Conflict((name, *given), f"{name} with {' and '.join(given)}", f"Set {name}.")
 
     def _validate_test_mode(self) -> Iterator[Conflict]:
         for name in ("failpoints", "test_clock_offset_seconds"):

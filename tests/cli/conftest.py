@@ -142,10 +142,12 @@ class FakeDoor:
 
     fake: FakeGuerdon = field(default_factory=FakeGuerdon)
 
-    def client(self, target: str, *, timeout: float, principal: str) -> Client:
+    def client(self, target: str, *, timeout: float, principal: str, credentials: object) -> Client:
         return self.fake.client(principal=principal)
 
-    def async_client(self, target: str, *, timeout: float, principal: str, channels: int) -> AsyncClient:
+    def async_client(
+        self, target: str, *, timeout: float, principal: str, channels: int, credentials: object
+    ) -> AsyncClient:
         return self.fake.async_client(principal=principal)
 
 

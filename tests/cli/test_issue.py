@@ -92,7 +92,7 @@ def test_a_lost_answer_is_told_with_the_request_id_and_repeated_safely(
 
 def test_an_interrupted_change_tells_its_id(faked: Cli) -> None:
     class Interrupted(FakeDoor):
-        def client(self, target: str, *, timeout: float, principal: str) -> Client:
+        def client(self, target: str, *, timeout: float, principal: str, credentials: object) -> Client:
             raise KeyboardInterrupt
 
     faked.obj = Interrupted()

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import click
+import grpc
 
 from guerdon import AsyncClient, Client
-from guerdon_server.cli.options import default_data_dir, given_target, id_text, timeout_seconds
+from guerdon_server.cli.options import default_data_dir, given_ca, given_target, id_text, timeout_seconds
 
 DEFAULT_TARGET: Final = "127.0.0.1:7450"
 _ENDPOINTS_FILE: Final = "guerdon.json"
@@ -85,16 +86,24 @@ def used_target(ctx: click.Context) -> Target | None:
 class Door(Protocol):
     """How clients are made; a test puts its own into the context's `obj`."""
 
-    def client(self, target: str, *, timeout: float, principal: str) -> Client: ...
-    def async_client(self, target: str, *, timeout: float, principal: str, channels: int) -> AsyncClient: ...
+    def client(
+        self, target: str, *, timeout: float, principal: str, credentials: grpc.ChannelCredentials | None
+    ) -> Client: ...
+    def async_client(
+        self, target: str, *, timeout: float, principal: str, channels: int, credentials: grpc.ChannelCredentials | None
+    ) -> AsyncClient: ...
 
 
 class _Network:
-    def client(self, target: str, *, timeout: float, principal: str) -> Client:
-        return Client(target, timeout=timeout, principal=principal)
+    def client(
+        self, target: str, *, timeout: float, principal: str, credentials: grpc.ChannelCredentials | None
+    ) -> Client:
+        return Client(target, timeout=timeout, principal=principal, credentials=credentials)
 
-    def async_client(self, target: str, *, timeout: float, principal: str, channels: int) -> AsyncClient:
-        return AsyncClient(target, timeout=timeout, principal=principal, channels=channels)
+    def async_client(
+        self, target: str, *, timeout: float, principal: str, channels: int, credentials: grpc.ChannelCredentials | None
+    ) -> AsyncClient:
+        return AsyncClient(target, timeout=timeout, principal=principal, channels=channels, credentials=credentials)
 
 
 def _door(ctx: click.Context) -> Door:
@@ -104,6 +113,11 @@ def _door(ctx: click.Context) -> Door:
 def _resolve(ctx: click.Context) -> str:
     target = ctx.meta[_FOUND] = find_target(ctx)
     return target.address
+
+
+def _credentials(ctx: click.Context) -> grpc.ChannelCredentials | None:
+    ca = given_ca(ctx)
+    return grpc.ssl_channel_credentials(ca.read_bytes()) if ca is not None else None
 
 
 def _principal() -> str:
@@ -118,10 +132,15 @@ def _principal() -> str:
 def connected() -> Iterator[Client]:
     """A client of the server that the running command is meant for."""
     ctx = click.get_current_context()
-    with _door(ctx).client(_resolve(ctx), timeout=timeout_seconds(ctx), principal=_principal()) as client:
+    client = _door(ctx).client(
+        _resolve(ctx), timeout=timeout_seconds(ctx), principal=_principal(), credentials=_credentials(ctx)
+    )
+    with client:
         yield client
 
 
 def open_async_client(ctx: click.Context, *, channels: int, timeout: float) -> AsyncClient:
     """The same for asyncio; call it inside the loop, close it."""
-    return _door(ctx).async_client(_resolve(ctx), timeout=timeout, principal=_principal(), channels=channels)
+    return _door(ctx).async_client(
+        _resolve(ctx), timeout=timeout, principal=_principal(), channels=channels, credentials=_credentials(ctx)
+    )

@@ -15,13 +15,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _JSON: Final = "guerdon.json"
 _TARGET: Final = "guerdon.target"
+_CA: Final = "guerdon.ca"
 _TIMEOUT: Final = "guerdon.timeout_seconds"
 _REQUEST_ID: Final = "guerdon.request_id"
 
 NOT_SETTINGS: Final = frozenset(
     {
         *("GUERDON_PYTHON", "GUERDON_TARGET", "GUERDON_DATA", "GUERDON_CONFIG", "GUERDON_PRINCIPAL"),
-        "GUERDON_WORKERS",
+        *("GUERDON_WORKERS", "GUERDON_CA"),
     }
 )
 """Environment variables of the command line that are no settings of a server."""
@@ -48,6 +49,16 @@ target_option = click.option(
     help="The server; otherwise the one that a running `guerdon up` serves, else 127.0.0.1:7450.",
     show_envvar=True,
 )
+ca_option = click.option(
+    "--ca",
+    metavar="FILE",
+    envvar="GUERDON_CA",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    expose_value=False,
+    callback=_remember(_CA),
+    help="Speak TLS, and trust a server whose certificate one of these has signed (PEM).",
+    show_envvar=True,
+)
 timeout_option = click.option(
     "--timeout",
     metavar="SECONDS",
@@ -60,7 +71,7 @@ timeout_option = click.option(
 
 def wire(command: F) -> F:
     """The options of every command that calls a server."""
-    for option in (json_option, timeout_option, target_option):
+    for option in (json_option, timeout_option, ca_option, target_option):
         command = option(command)
     return command
 
@@ -100,6 +111,10 @@ def is_json(ctx: click.Context) -> bool:
 
 def given_target(ctx: click.Context) -> str | None:
     return ctx.meta.get(_TARGET)
+
+
+def given_ca(ctx: click.Context) -> Path | None:
+    return ctx.meta.get(_CA)
 
 
 def timeout_seconds(ctx: click.Context) -> float:

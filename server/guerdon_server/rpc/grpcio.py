@@ -17,6 +17,7 @@ from guerdon_server.rpc.call_limit import CallLimit
 from guerdon_server.rpc.calls import Attach, Bounds, Method, failure, hopeless, principal
 from guerdon_server.rpc.errors import STATUS_CODES, to_trailers
 from guerdon_server.rpc.grpcio_core import woken_server
+from guerdon_server.rpc.tls import TlsFiles
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # gRPC itself refuses what is larger than it may read, but without details; up to this much more is read to be refused
@@ -26,7 +27,10 @@ _NOTHING: Final = Message()
 
 
 class GrpcioTransport:
-    """`grpc.aio`. Connections are moved after `connection_age_seconds_max`, each at a moment of its own (± 10 %)."""
+    """`grpc.aio`. Connections are moved after `connection_age_seconds_max`, each at a moment of its own (± 10 %).
+
+    With `tls` files, `start` raises TlsFilesError, too.
+    """
 
     def __init__(
         self,
@@ -37,7 +41,9 @@ class GrpcioTransport:
         bounds: Bounds,
         connection_age_seconds_max: int,
         shares_port: bool,
+        tls: TlsFiles | None = None,
     ) -> None:
+        self._tls = tls
         self._server = woken_server(
             (
                 ("grpc.max_receive_message_length", bounds.message_bytes_max * _MESSAGE_BYTES_READ),
@@ -65,8 +71,12 @@ class GrpcioTransport:
     async def start(self, host: str, port: int) -> int:
         """See Transport."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        credentials = self._tls.credentials() if self._tls is not None else None
         try:
-            bound = self._server.add_insecure_port(address)
+            if credentials is None:
+                bound = self._server.add_insecure_port(address)
+            else:
+                bound = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise OSError(f"{address} can't be bound: is something else listening there?") from error
         await self._server.start()
