@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from guerdon import AsyncClient, HealthStatus, RetryPolicy, Unavailable
 from guerdon_server import bootstrap
+from guerdon_server.rpc import tls
 from guerdon_server.settings import Settings
 from tests.cli.conftest import Cli
 from tests.running.processes import environment, refused
@@ -99,6 +100,21 @@ async def test_half_a_renewal_leaves_the_former_certificate_in_use(target: str, 
     assert await asyncio.to_thread(certificate_of, target) == before
     install(files, "renewed")
     assert await asyncio.to_thread(certificate_of, target) != before
+
+
+def test_what_is_replaced_while_it_is_read_at_the_start_is_seen(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = tls.TlsFiles.read
+
+    def and_then_replaced(self: tls.TlsFiles) -> grpc.ServerCertificateConfiguration:
+        found = read(self)
+        install(files, "renewed")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tls.TlsFiles, "read", and_then_replaced)
+        renewal = tls._Renewal(tls.TlsFiles(files / "server.pem", files / "server.key"))
+    assert renewal.look() is not None
+    assert renewal.look() is None, "once"
 
 
 async def test_callers_can_be_asked_for_a_certificate(settings: Settings, files: Path) -> None:

@@ -60,8 +60,11 @@ class TlsFiles:
         )
 
     def version(self) -> _Version:
-        """Another one when a file has been replaced. Raises OSError."""
-        return tuple((status.st_mtime_ns, status.st_ino) for status in (path.stat() for path in self._paths))
+        """Another one when a file has been replaced. Raises TlsFilesError."""
+        try:
+            return tuple((status.st_mtime_ns, status.st_ino) for status in (path.stat() for path in self._paths))
+        except OSError as error:
+            raise TlsFilesError(f"{error.filename} can't be read: {error.strerror}") from error
 
     @property
     def _paths(self) -> tuple[Path, ...]:
@@ -73,8 +76,8 @@ class _Renewal:
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
+        self._seen = files.version()  # before they are read: what is replaced meanwhile is seen at the next handshake
         self.configuration = files.read()
-        self._seen = files.version()
 
     def look(self) -> grpc.ServerCertificateConfiguration | None:
         """New certificates, or None: go on with the ones there are. Never fails, or no caller could connect."""
@@ -83,7 +86,7 @@ class _Renewal:
             if version == self._seen:
                 return None
             configuration = self._files.read()
-        except OSError as error:  # half of them replaced, say: the next handshake looks again
+        except TlsFilesError as error:  # half of them replaced, say: the next handshake looks again
             _log.warning("new TLS files can't be used, the former are", extra={"why": str(error)})
             return None
         self._seen = version
