@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from guerdon_server.bench.open_loop import SHARES, Offered, OpenRow, unknown
 from guerdon_server.bench.result import SERVER, Figure, Memory, MemorySample, Result, Row, Window
 from guerdon_server.bench.run import run
-from guerdon_server.bench.stage import Options
+from guerdon_server.bench.stage import Options, opened
 from guerdon_server.bench.workloads import WORKLOADS, Target
 from guerdon_server.cli.root import guerdon
 from tests.bench.notes import Notes
@@ -26,6 +27,15 @@ async def ran() -> tuple[Result, Notes]:
     notes = Notes()
     options = Options(rounds=1, seconds=0.3, warm_up_seconds=0.2, grants=GRANTS)
     return await run(options, notes), notes
+
+
+async def test_the_log_is_written_to_segments_that_were_used_before(tmp_path: Path) -> None:
+    async with opened(Options(), tmp_path, Notes()) as stage:
+        await stage.use_up_log(100 << 20)
+        assert stage.recycled_segments == 7
+        now = await stage.ledger.fetchval("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        ahead = await stage.ledger.fetchval("SELECT count(*) FROM pg_ls_waldir() WHERE name > $1", now)
+    assert ahead >= 7
 
 
 def row(result: Result, name: str) -> Row:
@@ -118,6 +128,7 @@ async def test_the_result_says_on_what_it_was_measured(ran: tuple[Result, Notes]
     assert document["options"]["postgresql_full_page_writes"] == "on"
     assert document["options"]["postgresql_max_wal_size"] == "16GB"
     assert document["options"]["postgresql_shared_buffers"].endswith("MB")
+    assert document["options"]["postgresql_recycled_segments"] > 0
     assert document["machine"]["cores_used"] <= 2
     assert {"python", "postgres", "valkey", "grpcio", "guerdon-server"} <= document["versions"].keys()
     assert [each["name"] for each in document["workloads"]] == [workload.name for workload in WORKLOADS]

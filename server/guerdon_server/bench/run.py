@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from guerdon import GuerdonError
 from guerdon_server.bench import echo as echo_server
@@ -20,11 +21,13 @@ from guerdon_server.bench.servers import measure_servers
 from guerdon_server.bench.soak import soak
 from guerdon_server.bench.stage import Listener, Load, Options, Stage, fresh_folder, opened, window_of
 from guerdon_server.bench.surroundings import on_cores
-from guerdon_server.bench.workloads import ECHO_CONNECTIONS, ECHO_STREAMS, WORKLOADS
+from guerdon_server.bench.workloads import ECHO_CONNECTIONS, ECHO_STREAMS, WORKLOADS, Workload
 from guerdon_server.platform import postgres
 from guerdon_server.platform.engines import EngineError
 
 _MEMORY_STEPS = 20
+_LOG_BYTES_A_SECOND: Final = 40 << 20
+"""Of PostgreSQL's log under the heaviest workload, and some more."""
 
 
 async def run(options: Options, listener: Listener) -> Result:
@@ -45,12 +48,20 @@ async def run(options: Options, listener: Listener) -> Result:
 async def _measure_workloads(options: Options, folder: Path, listener: Listener, result: Result) -> None:
     async with opened(options, folder, listener) as stage:
         wanted = [workload for workload in WORKLOADS if not options.only or workload.name in options.only]
+        await stage.use_up_log(_log_bytes(options, wanted))
         loads = [await stage.prepare(workload) for workload in wanted]
         echo_size = next((load.response_bytes for load in loads if load.workload.items_per_call == 1), 150)
         arguments = ["-m", echo_server.__name__, "--response-bytes", str(echo_size), "--transport", options.transport]
         async with Child("echo", arguments, folder=folder, settings={}) as echo:
             result.about = await stage.about(loads)
             await _Bench(options, stage, echo, loads, listener, result).run()
+
+
+def _log_bytes(options: Options, workloads: Sequence[Workload]) -> int:
+    """That the run will write, or some more."""
+    windows = sum(len(SHARES) * workload.open_loop + 1 for workload in workloads if workload.durable)
+    round_seconds = options.warm_up_seconds + options.rounds * options.seconds
+    return int(windows * round_seconds * _LOG_BYTES_A_SECOND)
 
 
 @dataclass(slots=True)

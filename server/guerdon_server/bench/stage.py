@@ -44,9 +44,11 @@ _PROBE_SECONDS_MAX = 10.0
 _REST_SECONDS: Final = 0.5
 _GRANTS = "SELECT coalesce(sum(issuance_count), 0)::bigint FROM guerdon.batch"
 _MB: Final = 1 << 20
+_SEGMENT_BYTES: Final = 16 * _MB
+_NEXT_SEGMENT: Final = "SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'guerdon', '')"
 _POSTGRES_SETTINGS_TOLD: Final = (
     *("fsync", "synchronous_commit", "full_page_writes", "autovacuum"),
-    *("checkpoint_timeout", "max_wal_size", "shared_buffers"),
+    *("checkpoint_timeout", "max_wal_size", "min_wal_size", "shared_buffers"),
 )
 
 
@@ -135,7 +137,7 @@ def _postgres_settings() -> Mapping[str, str]:
 
     What of its buffers is not used takes no memory.
     """
-    return {"shared_buffers": f"{memory_bytes() // 4 // _MB}MB", "max_wal_size": "16GB"}
+    return {"shared_buffers": f"{memory_bytes() // 4 // _MB}MB", "max_wal_size": "16GB", "min_wal_size": "16GB"}
 
 
 def _settings(engines: Engines) -> dict[str, str]:
@@ -171,6 +173,19 @@ class Stage:
     counts: ServerCounts
     ledger: asyncpg.Connection[asyncpg.Record]
     listener: Listener
+    recycled_segments: int = 0
+
+    async def use_up_log(self, log_bytes: int) -> None:
+        """As if so much log had been written already, and a checkpoint made: what is written next is in used segments.
+
+        So is the log of a ledger that is older than its first checkpoints. A new one writes each segment twice, the
+        first time with zeros, while commits wait (docs/PERFORMANCE.md).
+        """
+        self.recycled_segments = -(-log_bytes // _SEGMENT_BYTES)
+        self.listener.step(f"using up {self.recycled_segments} segments of PostgreSQL's log, to be used again")
+        for _ in range(self.recycled_segments):
+            await self.ledger.execute(_NEXT_SEGMENT)
+        await self.ledger.execute("CHECKPOINT")
 
     async def about(self, loads: Sequence[Load]) -> dict[str, Any]:
         """What a reader needs to believe the figures."""
@@ -192,6 +207,7 @@ class Stage:
                     f"postgresql_{name}": str(await self.ledger.fetchval(f"SHOW {name}"))
                     for name in _POSTGRES_SETTINGS_TOLD
                 },
+                "postgresql_recycled_segments": self.recycled_segments,
             },
             "workload_parameters": {
                 load.workload.name: {
