@@ -11,7 +11,7 @@ from guerdon_server.core.ledger.model import CommitItem
 from guerdon_server.platform.postgres import Pool
 from tests.stock.waiting import eventually
 
-_COMMIT = "SELECT * FROM guerdon.commit_issuances($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+COMMIT = "SELECT * FROM guerdon.commit_issuances($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, true)"
 _WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
@@ -30,7 +30,7 @@ class Holder:
 
     async def commits(self, items: Sequence[CommitItem]) -> list[int]:
         """The call of a commit, codes, but its transaction stays open."""
-        row = await self._connection.fetchrow(_COMMIT, *zip(*items, strict=True), 1)
+        row = await self._connection.fetchrow(COMMIT, *zip(*items, strict=True), 1)
         return list(row["code"])
 
     async def lets_go(self, *, keep: bool = True) -> None:

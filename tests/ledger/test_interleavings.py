@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Sequence
+from typing import Any
 
 import asyncpg
 import pytest
@@ -23,7 +24,7 @@ from guerdon_server.core.ledger.postgres.ledger import PostgresLedger
 from guerdon_server.platform import postgres
 
 from .conftest import Books
-from .sessions import free_accounts, holder
+from .sessions import COMMIT, free_accounts, holder
 
 
 def commit(books: Books, *items: CommitItem) -> asyncio.Task[list[CommitResult]]:
@@ -115,10 +116,44 @@ async def test_an_account_that_was_opened_while_it_waited_is_found(books: Books)
     results = await waits
     assert codes(results) == [CommitCode.LIMIT_REACHED, CommitCode.GRANTED]
     assert results[0].observed == 1
-    assert books.ledger.retried_total == 0
+    assert books.ledger.retried_total == 1
     ada = await books.pool.fetchval("SELECT sid FROM guerdon.subject WHERE user_id = 'ada'")
     assert [await books.balance(3, ada, prize) for prize in (last, cash)] == [1, 2]
     assert await books.balance(6, ada, books.asset) == 7
+
+
+async def test_a_refusal_knows_the_account_that_was_opened_while_it_waited(books: Books) -> None:
+    """Nothing is granted, so nothing is opened twice that would tell of it: "sold out", where it is the limit."""
+    last = await books.prize("coupon", stock=1, limit=1)
+    await books.ledger.commit([books.item(await books.prize("hello"), "ada", "r0")])
+    async with holder(books.pool) as other:
+        assert await other.commits([books.item(last, "ada", "r1")]) == [CommitCode.GRANTED]
+        waits = commit(books, books.item(last, "ada", "r2"))
+        await other.until_waiting(waits)
+        await other.lets_go()
+    (result,) = await waits
+    assert (result.code, result.observed) == (CommitCode.LIMIT_REACHED, 1)
+    assert books.ledger.retried_total == 1
+
+
+async def test_a_commit_that_looks_again_finds_what_was_opened_while_it_waited(books: Books) -> None:
+    """Or a crowd that goes on to open accounts would send a batch round again and again."""
+    cash = await books.prize("cash", value=1, kind=3)
+    await books.ledger.commit([books.item(await books.prize("hello"), "ada", "r0")])
+    async with holder(books.pool) as other:
+        assert await other.commits([books.item(cash, "ada", "r1", value=3)]) == [CommitCode.GRANTED]
+        item = books.item(cash, "ada", "r2", value=4)
+        waits = asyncio.create_task(books.pool.fetchval(COMMIT, *zip(item), 1))
+        await other.until_waiting(waits)
+        await other.lets_go()
+    assert await waits == [CommitCode.GRANTED]
+
+
+async def test_a_commit_that_met_another_looks_again(books: Books) -> None:
+    ledger = Meeting(books.pool, books.pool, worker=1, commit_seconds_max=60)
+    ledger.meets = ["GD001"]
+    await ledger.commit([books.item(await books.prize("coupon", stock=9), "ada", "r1")])
+    assert ledger.looked_again == [False, True]
 
 
 async def test_a_wallet_that_two_prizes_open_at_once_is_opened_once(books: Books) -> None:
@@ -247,7 +282,12 @@ class Meeting(PostgresLedger):
 
     meets: Sequence[str] = ()
 
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.looked_again: list[object] = []
+
     async def _write(self, query: str, *args: object) -> asyncpg.Record:
+        self.looked_again.append(args[-1])
         if self.retried_total < len(self.meets):
             raise failed(self.meets[self.retried_total])
         return await super()._write(query, *args)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Final
 
 import uvloop
 from rich.console import Console
@@ -17,10 +18,14 @@ from guerdon_server.bench.result import Result
 from guerdon_server.bench.run import run
 from guerdon_server.bench.stage import Options
 
+_PIPE_WIDTH: Final = 120  # no column of a table is cut then
+
 
 def interruptible_bench(options: Options, *, json_file: Path | None, json_to_stdout: bool) -> Result | None:
     """Run it, tell it, write it; None when Ctrl-C or SIGTERM ended it, after everything has been stopped."""
-    console = Console(stderr=json_to_stdout, highlight=False, emoji=False)
+    stream = sys.stderr if json_to_stdout else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    console = Console(file=stream, width=width, highlight=False, emoji=False)
     screen = Screen(console)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:

@@ -188,12 +188,16 @@ class Memory:
 
 @dataclass(slots=True)
 class Result:
-    """Of one run, filled while it goes on. `about`: workload parameters, commit, machine, versions."""
+    """Of one run, filled while it goes on. `about`: workload parameters, commit, machine, versions.
+
+    `log_bytes`: of PostgreSQL's log, that all rounds wrote.
+    """
 
     about: dict[str, Any] = field(default_factory=dict)
     echo_windows: list[Window] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     open_rows: list[OpenRow] = field(default_factory=list)
+    log_bytes: int = 0
     memory: Memory | None = None
     servers: Servers | None = None
     soak: Soak | None = None
@@ -232,6 +236,7 @@ class Result:
             else None,
             "workloads": [row.to_json() for row in self.rows],
             "open_loop": [row.to_json() for row in self.open_rows],
+            "log_bytes": self.log_bytes,
             "memory": None
             if self.memory is None
             else {

@@ -75,6 +75,7 @@ class _Bench:
     memory: list[MemorySample] = field(default_factory=list)
 
     async def run(self) -> None:
+        log_before = await self.stage.log_position()
         await self._sample_memory()
         for load in self.loads:
             if load.workload.repeats:
@@ -89,6 +90,7 @@ class _Bench:
             for load in self.loads
             for share, rounds in load.offered.items()
         ]
+        self.result.log_bytes = await self.stage.log_position() - log_before
         await self._fill()
         self.result.memory = Memory(self.memory)
         self.result.invariants = await self.stage.verify()

@@ -187,6 +187,10 @@ class Stage:
             await self.ledger.execute(_NEXT_SEGMENT)
         await self.ledger.execute("CHECKPOINT")
 
+    async def log_position(self) -> int:
+        """Bytes of log that PostgreSQL has written since it was made."""
+        return int(await self.ledger.fetchval("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint"))
+
     async def about(self, loads: Sequence[Load]) -> dict[str, Any]:
         """What a reader needs to believe the figures."""
         options = self.options

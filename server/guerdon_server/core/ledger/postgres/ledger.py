@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-_COMMIT = "SELECT * FROM guerdon.commit_issuances($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+_COMMIT = "SELECT * FROM guerdon.commit_issuances($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
 _FENCE = "SELECT * FROM guerdon.fence_requests($1, $2, $3)"
 _CANCEL = "SELECT guerdon.cancel_request($1, $2)"
 _LOOKUP = """
@@ -74,14 +74,15 @@ class PostgresLedger:
 
     async def commit(self, items: Sequence[CommitItem]) -> list[CommitResult]:
         columns = tuple(zip(*items, strict=True))
-        attempts = 0
+        attempts, look_again = 0, False
         taken_left = _TAKEN_PER_ITEM_MAX * len(items)
         while attempts < self._commit_attempts_max:
             try:
-                row = await self._write(_COMMIT, *columns, self._worker)
+                row = await self._write(_COMMIT, *columns, self._worker, look_again)
             except asyncpg.PostgresError as error:
                 if _is_taken(error) and taken_left:
                     taken_left -= 1
+                    look_again = True
                 elif error.sqlstate in _TRY_AGAIN:
                     attempts += 1
                     _log.warning("a commit met another transaction", extra={"sqlstate": error.sqlstate})

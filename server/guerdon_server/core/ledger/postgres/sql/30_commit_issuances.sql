@@ -1,21 +1,24 @@
 -- The authority: commits a batch of admitted requests, or refuses each with its reason. One call, one transaction.
 --
 -- Inputs: one array element for each item, in arrival order (core/ledger/model.py: CommitItem). A request key appears
--- at most once in a batch; items of a group are adjacent.
+-- at most once in a batch; items of a group are adjacent. p_look_again: see 3; what is answered is the same.
 -- Output: one row of arrays in the same order (CommitResult), and the instant of the batch.
 -- Writes: subject, account, request, transfer, batch.
 -- Raises: GD001, or 23505 of request_pkey or account_kind_owner_item_key: another transaction wrote one of the request
--- keys, or opened one of the accounts, after it was looked up. Call again, it will be seen.
+-- keys, or opened one of the accounts, after it was looked up, or may have done so. Call again with p_look_again, it
+-- will be seen.
 --
 -- Why this order (deadlocks and stale reads are what it closes; tests/ledger shows each):
 --   1. promotion locks, shared, sorted: pausing, new versions and new epochs take them exclusively, so what is read
 --      of the promotion below stays true until the commit;
 --   2. missing subjects inserted, sorted: an insert waits for a concurrent twin, and nobody who holds an account's lock
 --      waits here;
---   3. all touched accounts that exist locked, sorted by id, and read as they are then. What was missing is looked up
---      once more, and locked if it was opened while we waited. That waits for nobody: whoever locks a holding has its
---      stock, which is ours. Only a new wallet may be held, and should its id not be the highest one, so that a deadlock
---      is possible, PostgreSQL ends it and one of the two is called again;
+--   3. all touched accounts that exist locked, sorted by id, and read as they are then. What was missing may have been
+--      opened while we waited. Then it can't be opened again, which ends a call that grants; a call that refuses ends
+--      itself. With p_look_again it is looked up once more instead, and locked: while others wait for the stock that we
+--      hold, so not at once. That waits for nobody: whoever locks a holding has its stock, which is ours. Only a new
+--      wallet may be held, and should its id not be the highest one, so that a deadlock is possible, PostgreSQL ends it
+--      and one of the two is called again;
 --   4. *then, in later statements* (their snapshots see what others committed while we waited): time, promotions,
 --      request keys;
 --   5. decided in arrival order with plain accumulators: what an earlier item of the batch took is taken;
@@ -32,10 +35,14 @@ RETURNS TABLE (row_place tid, debit bigint, credit bigint)
 LANGUAGE sql VOLATILE ROWS 1
 AS $$ SELECT * FROM unnest(row_places, debits, credits) $$;
 
+DROP FUNCTION IF EXISTS guerdon.commit_issuances(
+    bigint[], bigint[], bigint[], bigint[], text[], text[], bigint[], bigint[], bigint[], bigint[], text[], int[], int[],
+    bigint
+);
 CREATE OR REPLACE FUNCTION guerdon.commit_issuances(
     i_promotion bigint[], i_version bigint[], i_epoch bigint[], i_admission bigint[], i_request text[],
     i_user text[], i_prize bigint[], i_entrance bigint[], i_basis bigint[], i_value bigint[],
-    i_reference text[], i_principal int[], i_group int[], p_worker bigint,
+    i_reference text[], i_principal int[], i_group int[], p_worker bigint, p_look_again boolean DEFAULT false,
     OUT code smallint[], OUT issuance bigint[], OUT expires_at timestamptz[], OUT observed bigint[],
     OUT threshold bigint[], OUT booked_at timestamptz
 )
@@ -177,7 +184,7 @@ BEGIN
             WHERE b.id = ANY (stock_accounts || holding_accounts || budget_accounts || credit_accounts)
             ORDER BY b.id FOR NO KEY UPDATE
         ) a;
-        EXIT WHEN missing = 0;
+        EXIT WHEN missing = 0 OR NOT p_look_again;
     END LOOP;
 
     IF missing > 0 THEN
@@ -329,6 +336,9 @@ BEGIN
         END IF;
     END LOOP;
     IF granted_count < n THEN
+        IF missing > 0 AND NOT p_look_again THEN
+            RAISE EXCEPTION 'what is refused may have an account that was opened meanwhile' USING ERRCODE = 'GD001';
+        END IF;
         -- A refusal changes nothing: what was made for it goes (nobody else has seen it).
         DELETE FROM guerdon.subject s
         WHERE s.sid = ANY (new_subjects) AND NOT EXISTS (
