@@ -401,7 +401,7 @@ def _tls_files(settings: Settings) -> TlsFiles | None:
 def _transport(settings: Settings, *, shares_port: bool) -> MakeTransport:
     bounds = Bounds(
         message_bytes_max=settings.message_bytes_max,
-        calls_per_connection_max=settings.calls_per_connection_max,
+        calls_per_connection_max=settings.calls_per_connection,
         backlog_seconds_max=settings.backlog_seconds_max,
     )
     if settings.transport == "native":

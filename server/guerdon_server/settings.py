@@ -13,6 +13,7 @@ from guerdon_server.platform.redis_url import parse as parse_redis_url
 
 _POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 _CONNECTION_AGE_SECONDS = 60
+_CALLS_PER_CONNECTION = {"grpcio": 256, "native": 1024}
 _TLS = ("tls_certificate_file", "tls_key_file", "tls_client_ca_file")
 
 
@@ -69,12 +70,12 @@ class Settings:
         doc="Connections are moved after this, so that load spreads over workers; a rolling restart waits for it."
         " Empty: 60 with grpcio; native moves none.",
     )
-    calls_per_connection_max: int = setting(
-        default=256,
+    calls_per_connection_max: int | None = setting(
+        default=None,
         minimum=16,
         maximum=100_000,
-        doc="Calls of one connection at once; gRPC refuses more, unseen, as UNAVAILABLE: clients repeat them"
-        " (native: clients keep them back).",
+        doc="Calls of one connection at once. grpcio refuses more, unseen, as UNAVAILABLE: clients repeat them. native"
+        " makes clients keep them back, where they wait unseen. Empty: 256, native 1024.",
     )
     backlog_seconds_max: int = setting(
         default=1,
@@ -214,6 +215,11 @@ class Settings:
     def connection_age_seconds(self) -> int:
         """After how long grpcio moves a connection: `connection_age_seconds_max`, or what it is by default."""
         return self.connection_age_seconds_max or _CONNECTION_AGE_SECONDS
+
+    @property
+    def calls_per_connection(self) -> int:
+        """`calls_per_connection_max`, or what it is by default on this transport."""
+        return self.calls_per_connection_max or _CALLS_PER_CONNECTION[self.transport]
 
     def validate(self) -> Iterator[Conflict]:
         """What single fields can't say."""

@@ -80,7 +80,7 @@ async def strike(g: Ground) -> None:
 
 
 def _loads(promotion_id: str) -> Sequence[_Load]:
-    calls_max = Settings(postgres_dsn="", redis_url="").calls_per_connection_max
+    calls_max = Settings(postgres_dsn="", redis_url="").calls_per_connection
     marked: dict[str, Any] = {"prize_id": f"{promotion_id}-coupon", "user_id": "user-#####", "request_id": "@" * 16}
     where: dict[str, Any] = {"promotion_id": promotion_id, "entrance_id": ENTRANCE}
     items = [prize.BatchItem(**marked)] * _ITEMS

@@ -111,3 +111,11 @@ async def test_a_folder_too_long_for_a_socket_is_told(
             pass
 
     assert os.listdir(long) == []
+
+
+def test_native_takes_the_calls_that_its_clients_would_keep_back(settings: Settings) -> None:
+    """They wait unseen there, in the order of arrival, until their deadlines: nobody refuses them (ADR 11)."""
+    grpcio = dataclasses.replace(settings, transport="grpcio", calls_per_connection_max=None)
+    native = dataclasses.replace(grpcio, transport="native")
+    assert (grpcio.calls_per_connection, native.calls_per_connection) == (256, 1024)
+    assert dataclasses.replace(native, calls_per_connection_max=16).calls_per_connection == 16
