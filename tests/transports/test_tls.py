@@ -130,6 +130,20 @@ async def test_callers_can_be_asked_for_a_certificate(settings: Settings, files:
                         await caller.check_health()
 
 
+async def test_the_command_line_shows_its_certificate(settings: Settings, files: Path, tmp_path: Path) -> None:
+    authority, own = CERTIFICATES / "authority.pem", CERTIFICATES / "caller.pem"
+    async with bootstrap.running(with_tls(settings, files, client_ca=str(authority))) as endpoints:
+        known = {"GUERDON_TARGET": endpoints.grpc, "GUERDON_CA": str(authority), "XDG_DATA_HOME": str(tmp_path)}
+        cli = Cli(known)
+        told = await asyncio.to_thread(
+            cli.json, "health", "--certificate", str(own), "--key", str(own.with_suffix(".key"))
+        )
+        assert told["status"] == "SERVING"
+        await asyncio.to_thread(cli, "health", "--timeout", "0.5", code=3)
+        refusal = await asyncio.to_thread(cli, "health", "--certificate", str(own), code=2)
+    assert "--certificate needs --key" in refusal.err
+
+
 @pytest.mark.parametrize(
     ("variables", "status", "told"),
     [

@@ -15,7 +15,7 @@ import click
 import grpc
 
 from guerdon import AsyncClient, Client
-from guerdon_server.cli.options import default_data_dir, given_ca, given_target, id_text, timeout_seconds
+from guerdon_server.cli.options import default_data_dir, given_pem_files, given_target, id_text, timeout_seconds
 
 DEFAULT_TARGET: Final = "127.0.0.1:7450"
 _ENDPOINTS_FILE: Final = "guerdon.json"
@@ -116,8 +116,11 @@ def _resolve(ctx: click.Context) -> str:
 
 
 def _credentials(ctx: click.Context) -> grpc.ChannelCredentials | None:
-    ca = given_ca(ctx)
-    return grpc.ssl_channel_credentials(ca.read_bytes()) if ca is not None else None
+    files = given_pem_files(ctx)
+    if files is None:
+        return None
+    ca, certificate, key = (file.read_bytes() if file is not None else None for file in files)
+    return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
 def _principal() -> str:

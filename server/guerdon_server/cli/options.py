@@ -16,13 +16,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 _JSON: Final = "guerdon.json"
 _TARGET: Final = "guerdon.target"
 _CA: Final = "guerdon.ca"
+_CERTIFICATE: Final = "guerdon.certificate"
+_KEY: Final = "guerdon.key"
 _TIMEOUT: Final = "guerdon.timeout_seconds"
 _REQUEST_ID: Final = "guerdon.request_id"
 
 NOT_SETTINGS: Final = frozenset(
     {
         *("GUERDON_PYTHON", "GUERDON_TARGET", "GUERDON_DATA", "GUERDON_CONFIG", "GUERDON_PRINCIPAL"),
-        *("GUERDON_WORKERS", "GUERDON_CA"),
+        *("GUERDON_WORKERS", "GUERDON_CA", "GUERDON_CERTIFICATE", "GUERDON_KEY"),
     }
 )
 """Environment variables of the command line that are no settings of a server."""
@@ -49,16 +51,24 @@ target_option = click.option(
     help="The server; otherwise the one that a running `guerdon up` serves, else 127.0.0.1:7450.",
     show_envvar=True,
 )
-ca_option = click.option(
-    "--ca",
-    metavar="FILE",
-    envvar="GUERDON_CA",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    expose_value=False,
-    callback=_remember(_CA),
-    help="Speak TLS, and trust a server whose certificate one of these has signed (PEM).",
-    show_envvar=True,
-)
+
+
+def _pem_option(name: str, key: str, text: str) -> Callable[[F], F]:
+    return click.option(
+        f"--{name}",
+        metavar="FILE",
+        envvar=f"GUERDON_{name.upper()}",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        expose_value=False,
+        callback=_remember(key),
+        help=text,
+        show_envvar=True,
+    )
+
+
+ca_option = _pem_option("ca", _CA, "Speak TLS, and trust a server whose certificate one of these has signed (PEM).")
+certificate_option = _pem_option("certificate", _CERTIFICATE, "Show this one to a server that asks for it (PEM).")
+key_option = _pem_option("key", _KEY, "Of --certificate (PEM, unencrypted).")
 timeout_option = click.option(
     "--timeout",
     metavar="SECONDS",
@@ -71,7 +81,7 @@ timeout_option = click.option(
 
 def wire(command: F) -> F:
     """The options of every command that calls a server."""
-    for option in (json_option, timeout_option, ca_option, target_option):
+    for option in (json_option, timeout_option, key_option, certificate_option, ca_option, target_option):
         command = option(command)
     return command
 
@@ -113,8 +123,12 @@ def given_target(ctx: click.Context) -> str | None:
     return ctx.meta.get(_TARGET)
 
 
-def given_ca(ctx: click.Context) -> Path | None:
-    return ctx.meta.get(_CA)
+def given_pem_files(ctx: click.Context) -> tuple[Path, Path | None, Path | None] | None:
+    """Who is trusted, own certificate, its key; None: plain text. Raises UsageError if they don't go together."""
+    ca, certificate, key = (ctx.meta.get(name) for name in (_CA, _CERTIFICATE, _KEY))
+    if (certificate is None) != (key is None) or (key is not None and ca is None):
+        raise click.UsageError("--certificate needs --key and --ca, and --key needs --certificate.")
+    return None if ca is None else (ca, certificate, key)
 
 
 def timeout_seconds(ctx: click.Context) -> float:
