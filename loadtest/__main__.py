@@ -53,6 +53,12 @@ def _epilog() -> str:
     help="Load a system that runs there instead of one of our own. It gets promotions, prizes and grants that stay.",
 )
 @click.option(
+    "--ca",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Speak TLS to it, and trust a server whose certificate one of these has signed (PEM).",
+)
+@click.option(
     "--postgres-dsn",
     metavar="DSN",
     envvar="GUERDON_POSTGRES_DSN",
@@ -88,6 +94,7 @@ def main(
     web: bool,
     web_port: int | None,
     host: str,
+    ca: Path | None,
     postgres_dsn: str,
     redis_url: str,
     folder: Path | None,
@@ -113,6 +120,8 @@ def main(
     screen = Screen(console)
     if host and ":" not in host:
         raise click.BadParameter(f"{host}: a port is needed, as in {host}:7450.", param_hint="--host")
+    if ca and not host:
+        raise click.BadParameter("only for a system that runs somewhere: give --host, too.", param_hint="--ca")
     stamp = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
         profile = profiles.load(profile_name)
@@ -122,6 +131,7 @@ def main(
             profile=profile,
             folder=folder or Path(".guerdon") / "loadtest" / f"{suite}-{stamp}",
             host=host,
+            ca=ca.absolute() if ca else None,
             postgres_dsn=postgres_dsn if host else "",
             redis_url=redis_url if host else "",
             processes=processes or profile.processes,

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
+
 from loadtest.profile import Phase, SuiteProfile, Targets
 from loadtest.tally import Tally
 
@@ -21,16 +23,22 @@ class Plan:
     """`run`: a name that no other run has; all ids begin with it.
 
     `folder`: of this run alone, where its processes leave what they saw; `report`: where people look afterwards.
+    `ca`: PEM file of who signed the target's certificate; None: plain text.
     """
 
     suite: str
     run: str
     target: str
+    ca: Path | None
     folder: Path
     report: Path
     processes: int
     channels: int
     profile: SuiteProfile
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """For channels to the target; None: plain text."""
+        return None if self.ca is None else grpc.ssl_channel_credentials(self.ca.read_bytes())
 
     @property
     def path(self) -> Path:
@@ -39,7 +47,8 @@ class Plan:
 
     def save(self) -> None:
         """Write it into its folder."""
-        write_json(self.path, {**asdict(self), "folder": str(self.folder), "report": str(self.report)})
+        paths = {name: str(path) for name, path in asdict(self).items() if isinstance(path, Path)}
+        write_json(self.path, {**asdict(self), **paths})
 
     @classmethod
     def load(cls, path: Path) -> Plan:
@@ -48,7 +57,7 @@ class Plan:
         suite = document["profile"]
         suite["phases"] = tuple(Phase(**phase) for phase in suite["phases"])
         suite["targets"] = Targets(**suite["targets"])
-        paths = {name: Path(document[name]) for name in ("folder", "report")}
+        paths = {name: Path(document[name]) for name in ("folder", "report", "ca") if document[name]}
         return cls(**{**document, **paths, "profile": SuiteProfile(**suite)})
 
 

@@ -34,12 +34,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`host` empty: a system of the run's own, its data in a fresh folder of the system's or of `data`."""
+    """`host` empty: a system of the run's own, its data in a fresh folder of the system's or of `data`.
+
+    `ca`: PEM file of who signed the host's certificate; None: plain text.
+    """
 
     suite: str
     profile: Profile
     folder: Path
     host: str = ""
+    ca: Path | None = None
     postgres_dsn: str = ""
     redis_url: str = ""
     processes: int = 1
@@ -101,6 +105,7 @@ async def _on(system: System, options: Options, listener: Listener) -> Outcome:
             suite=options.suite,
             run=f"lt-{secrets.token_hex(5)}",
             target=system.target,
+            ca=options.ca,
             folder=Path(folder),
             report=options.folder.absolute(),
             processes=options.processes,

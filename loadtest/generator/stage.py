@@ -51,7 +51,7 @@ class Stage:
     @cached_property
     def client(self) -> Client:
         """For preparing and checking; the users have channels of their own."""
-        return Client(self.plan.target, principal="loadtest", timeout=30)
+        return Client(self.plan.target, principal="loadtest", timeout=30, credentials=self.plan.credentials())
 
     def open(self) -> None:
         """Make the entrance."""

@@ -47,10 +47,13 @@ R = TypeVar("R", prize_pb2.IssuePrizeResponse, prize_pb2.BatchIssuePrizesRespons
 class Stubs:
     """One connection."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None) -> None:
         # Without a pool of its own every channel to one target would share one connection.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
-        channel = grpc.insecure_channel(target, options=options)
+        if credentials is None:
+            channel = grpc.insecure_channel(target, options=options)
+        else:
+            channel = grpc.secure_channel(target, credentials, options=options)
         self.prizes = prize_pb2_grpc.PrizeServiceStub(channel)
         self.accounts = account_pb2_grpc.AccountServiceStub(channel)
         self.entrances = entrance_pb2_grpc.EntranceServiceStub(channel)
@@ -83,7 +86,7 @@ class GuerdonUser(User):
         """Once in each process that has users."""
         cls.stage, cls.tally = stage, Tally()
         cls._process, cls._offset = os.urandom(6).hex(), random.random()
-        cls.channels = [Stubs(stage.plan.target) for _ in range(stage.plan.channels)]
+        cls.channels = [Stubs(stage.plan.target, stage.plan.credentials()) for _ in range(stage.plan.channels)]
         cls.tasks = [_whole(each) for each in cls.tasks]
 
     @classmethod

@@ -246,6 +246,21 @@ async def test_without_both_stores_the_books_are_said_not_to_be_verified(server_
     assert write_page(outcome).read_text().count("NOT verified") == 1
 
 
+async def test_a_system_that_speaks_tls_is_loaded(settings: Settings, tmp_path: Path) -> None:
+    certificates = Path(__file__).parents[1] / "transports" / "certificates"
+    own = dataclasses.replace(
+        settings,
+        transport="grpcio",
+        tls_certificate_file=str(certificates / "server.pem"),
+        tls_key_file=str(certificates / "server.key"),
+    )
+    async with bootstrap.running(own) as endpoints:
+        ca = certificates / "authority.pem"
+        outcome = await ran(settings, endpoints.grpc, tmp_path, "ramp", table(), processes=2, ca=ca)
+    assert outcome.verdict.misses == []
+    assert outcome.drive.tally.outcomes["IssuePrize: GRANTED"] > 0
+
+
 async def test_stores_that_are_not_there_are_refused_before_the_load(
     settings: Settings, server_target: str, tmp_path: Path
 ) -> None:
@@ -322,6 +337,7 @@ def test_help_is_a_tutorial() -> None:
     ("arguments", "status", "complaint"),
     [
         (["nothing"], 2, "'nothing' is not one of"),
+        (["ramp", "--ca", __file__], 2, "give --host, too"),
         (["ramp", "--host", "somewhere"], 2, "somewhere: a port is needed, as in somewhere:7450"),
         (["ramp", "--profile", "huge"], 3, "there is no profile huge: choose ci, medium, small"),
     ],
