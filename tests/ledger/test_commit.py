@@ -133,6 +133,24 @@ async def test_the_promotion_is_judged_as_it_is_at_the_commit(books: Books, chan
     assert (await books.dump() == before) == (code != CommitCode.GRANTED)
 
 
+async def test_each_item_is_judged_by_its_own_promotion(books: Books) -> None:
+    """In whatever order a batch has those of several."""
+    spring, active = books.promotion, await books.prize("coupon", stock=9)
+    autumn = books.promotion = await books.pool.fetchval(
+        "INSERT INTO guerdon.promotion (promotion_id, display_name, state, version, created_at, updated_at)"
+        " VALUES ('autumn', '', 4, 2, now(), now()) RETURNING sid"
+    )
+    paused = await books.prize("pause", stock=9)
+    items = []
+    for number, (promotion, version, prize) in enumerate(
+        [(spring, 1, active), (autumn, 2, paused), (spring, 1, active)] * 2
+    ):
+        books.promotion = promotion
+        items.append(books.item(prize, "ada", f"r{number}", version=version))
+    expected = [CommitCode.GRANTED, CommitCode.PAUSED, CommitCode.GRANTED] * 2
+    assert await codes(books, *items) == expected
+
+
 async def test_a_grant_that_would_be_expired_from_the_start_is_refused(books: Books) -> None:
     old = await books.prize("old", valid_until=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
     new = await books.prize("new", valid_until=FAR)

@@ -136,6 +136,35 @@ async def test_a_refusal_knows_the_account_that_was_opened_while_it_waited(books
     assert books.ledger.retried_total == 1
 
 
+async def test_a_refusal_knows_the_grant_that_its_own_request_got_while_it_waited(books: Books) -> None:
+    """The same request twice at once, for the last unit: both are told of the one grant, and nobody "sold out"."""
+    last = await books.prize("coupon", stock=2)
+    await books.ledger.commit([books.item(last, "ada", "r0")])  # so that every account is there
+    first = books.item(last, "ada", "r1")
+    async with holder(books.pool) as other:
+        assert await other.commits([first]) == [CommitCode.GRANTED]
+        waits = commit(books, books.item(last, "ada", "r1"))
+        await other.until_waiting(waits)
+        await other.lets_go()
+    assert codes(await waits) == [CommitCode.EXISTS]
+    assert books.ledger.retried_total == 1
+    assert await books.balance(2, books.promotion, last) == 0
+
+
+async def test_what_is_known_for_ever_or_decided_anew_is_answered_at_once(books: Books) -> None:
+    """These need no second look: it would find the same, or nobody is told of it."""
+    prize = await books.prize("coupon", stock=9)
+    await books.ledger.commit([books.item(prize, "ada", "granted")])
+    await books.ledger.cancel(books.promotion, "cancelled")
+    await books.ledger.fence([(books.promotion, "fenced", 1000)])
+    items = [books.item(prize, "ada", request, admission=9) for request in ("granted", "cancelled", "fenced", "new")]
+    stale = [books.item(prize, "ada", "epoch", epoch=7), books.item(prize, "ada", "version", version=7)]
+    known = [CommitCode.EXISTS, CommitCode.CANCELLED, CommitCode.FENCED, CommitCode.GRANTED]
+    results = await books.ledger.commit([*items, *stale])
+    assert codes(results) == [*known, CommitCode.STALE_EPOCH, CommitCode.STALE_VERSION]
+    assert books.ledger.retried_total == 0
+
+
 async def test_a_commit_that_looks_again_finds_what_was_opened_while_it_waited(books: Books) -> None:
     """Or a crowd that goes on to open accounts would send a batch round again and again."""
     cash = await books.prize("cash", value=1, kind=3)

@@ -10,25 +10,26 @@
 --
 -- Why this order (deadlocks and stale reads are what it closes; tests/ledger shows each):
 --   1. promotion locks, shared, sorted: pausing, new versions and new epochs take them exclusively, so what is read
---      of the promotion below stays true until the commit;
+--      of the promotion in later statements stays true until the commit;
 --   2. missing subjects inserted, sorted: an insert waits for a concurrent twin, and nobody who holds an account's lock
---      waits here;
---   3. all touched accounts that exist locked, sorted by id, and read as they are then. What was missing may have been
---      opened while we waited. Then it can't be opened again, which ends a call that grants; a call that refuses ends
---      itself. With p_look_again it is looked up once more instead, and locked: while others wait for the stock that we
---      hold, so not at once. That waits for nobody: whoever locks a holding has its stock, which is ours. Only a new
---      wallet may be held, and should its id not be the highest one, so that a deadlock is possible, PostgreSQL ends it
---      and one of the two is called again;
---   4. *then, in later statements* (their snapshots see what others committed while we waited): time, promotions,
---      request keys;
+--      waits here; and all that is known of promotions and prizes;
+--   3. request keys and accounts looked up and sorted out, then all touched accounts that exist locked, sorted by id,
+--      and read as they are then. Locks come late because others wait for the stock that we hold. So a key may have
+--      been written, and an account opened, since it was looked up. Then neither can be written again, which ends a
+--      call that grants. A call that refuses ends itself, unless what it found already says so for ever, or the
+--      decision is made anew by the caller. With p_look_again all is looked up once more under those locks. The second
+--      locking waits for nobody: whoever locks a holding has its stock, which is ours. Only a new wallet may be held,
+--      and should its id not be the highest one, so that a deadlock is possible, PostgreSQL ends it and one of the two
+--      is called again;
+--   4. *then* the time;
 --   5. decided in arrival order with plain accumulators: what an earlier item of the batch took is taken;
 --   6. written once: one net update for each account, new accounts with what is in them, and request keys, both sorted
 --      and last, so that two transactions can meet on one only when both hold all accounts that they lock.
 -- Plans: every look-up is LATERAL (... LIMIT 1), which can only be run as one index look-up per item, and the update's
 -- input says ROWS 1. A join that the planner may turn around becomes a scan of the whole table inside a kept plan, when
 -- that plan was made while the tables were small.
--- Work: what is known is not looked up again (IS NULL inside of a LATERAL is judged before its index is read), and rows
--- that are locked are updated where they are (ctid).
+-- Work: rows that are locked are updated where they are (ctid). A subject that is known is not looked up again (IS NULL
+-- inside of a LATERAL is judged before its index is read).
 DROP FUNCTION IF EXISTS guerdon.account_deltas(bigint[], bigint[], bigint[]);
 CREATE OR REPLACE FUNCTION guerdon.account_deltas(row_places tid[], debits bigint[], credits bigint[])
 RETURNS TABLE (row_place tid, debit bigint, credit bigint)
@@ -79,6 +80,7 @@ DECLARE
     stock_accounts bigint[];
     holding_accounts bigint[]; -- of one that is new: minus the first item that it is of
     budget_accounts bigint[];
+    liability_accounts bigint[]; -- where the value goes to one
     credit_accounts bigint[]; -- wallet or liability; of a wallet that is new: minus n, minus the first item
     wallet_assets bigint[]; -- where the value goes to a wallet
     limits bigint[];
@@ -90,7 +92,10 @@ DECLARE
     known_admissions bigint[];
     epochs bigint[];
     versions bigint[];
-    states smallint[];
+    states smallint[]; -- as they are kept: what holds now follows from it, from the times and from the instant
+    starts timestamptz[];
+    ends timestamptz[];
+    state smallint;
     -- Of each touched account, by id; the new ones, with no row yet, are negative and come first.
     account_ids bigint[];
     account_rows tid[];
@@ -110,7 +115,6 @@ DECLARE
     moved int;
     moved_expected int;
     missing int;
-    missing_before int;
     place int;
     group_start int;
     group_failed boolean;
@@ -128,7 +132,7 @@ BEGIN
         PERFORM pg_advisory_xact_lock_shared(v);
     END LOOP;
 
-    -- 2. Subjects and accounts.
+    -- 2. Subjects, prizes, promotions.
     SELECT array_agg(s.sid ORDER BY u.ord), count(*) FILTER (WHERE s.sid IS NULL)
     INTO subjects, missing
     FROM unnest(i_user) WITH ORDINALITY u(user_id, ord)
@@ -153,55 +157,69 @@ BEGIN
         array_agg(CASE WHEN p.liability_account IS NULL THEN p.asset END ORDER BY x.ord),
         array_agg(p.limit_per_user ORDER BY x.ord), array_agg(p.valid_until ORDER BY x.ord),
         array_agg(p.valid_days ORDER BY x.ord), array_agg(p.rate_attribute ORDER BY x.ord)
-    INTO stock_accounts, budget_accounts, credit_accounts, wallet_assets, limits, untils, days, rate_attributes
+    INTO stock_accounts, budget_accounts, liability_accounts, wallet_assets, limits, untils, days, rate_attributes
     FROM unnest(i_prize) WITH ORDINALITY x(prize, ord)
     CROSS JOIN LATERAL (SELECT * FROM guerdon.prize z WHERE z.sid = x.prize LIMIT 1) p;
     ASSERT cardinality(stock_accounts) = n, 'a prize does not exist';
 
-    -- 3. Accounts.
-    FOR attempt IN 1..2 LOOP
-        missing_before := missing;
-        SELECT array_agg(coalesce(x.known, a.id) ORDER BY x.ord), count(*) FILTER (WHERE coalesce(x.known, a.id) IS NULL)
-        INTO holding_accounts, missing
-        FROM unnest(subjects, i_prize, holding_accounts) WITH ORDINALITY x(subject, prize, known, ord)
+    SELECT array_agg(p.gate_epoch ORDER BY x.ord), array_agg(p.version ORDER BY x.ord),
+        array_agg(p.state ORDER BY x.ord), array_agg(p.starts_at ORDER BY x.ord), array_agg(p.ends_at ORDER BY x.ord)
+    INTO epochs, versions, states, starts, ends
+    FROM unnest(i_promotion) WITH ORDINALITY x(promotion, ord)
+    CROSS JOIN LATERAL (SELECT * FROM guerdon.promotion q WHERE q.sid = x.promotion LIMIT 1) p;
+
+    -- 3. Requests and accounts.
+    FOR look IN 1..1 + p_look_again::int LOOP
+        SELECT array_agg(r.outcome ORDER BY x.ord), array_agg(r.admission ORDER BY x.ord)
+        INTO known_outcomes, known_admissions
+        FROM unnest(i_promotion, i_request) WITH ORDINALITY x(promotion, request_id, ord)
         LEFT JOIN LATERAL (
-            SELECT id FROM guerdon.account b
-            WHERE x.known IS NULL AND b.kind = 3 AND b.owner = x.subject AND b.item = x.prize LIMIT 1
-        ) a ON true;
-        SELECT array_agg(coalesce(x.known, a.id) ORDER BY x.ord),
-            missing + count(*) FILTER (WHERE x.asset IS NOT NULL AND coalesce(x.known, a.id) IS NULL)
-        INTO credit_accounts, missing
-        FROM unnest(subjects, wallet_assets, credit_accounts) WITH ORDINALITY x(subject, asset, known, ord)
-        LEFT JOIN LATERAL (
-            SELECT id FROM guerdon.account b
-            WHERE x.known IS NULL AND b.kind = 6 AND b.owner = x.subject AND b.item = x.asset LIMIT 1
-        ) a ON true;
-        EXIT WHEN attempt = 2 AND missing = missing_before;
+            SELECT outcome, admission FROM guerdon.request q
+            WHERE q.promotion = x.promotion AND q.request_id = x.request_id LIMIT 1
+        ) r ON true;
+
+        SELECT array_agg(y.id ORDER BY y.ord) INTO holding_accounts
+        FROM (
+            SELECT x.ord, coalesce(a.id, - min(x.ord) OVER (PARTITION BY x.subject, x.prize)) AS id
+            FROM unnest(subjects, i_prize) WITH ORDINALITY x(subject, prize, ord)
+            LEFT JOIN LATERAL (
+                SELECT id FROM guerdon.account b
+                WHERE b.kind = 3 AND b.owner = x.subject AND b.item = x.prize LIMIT 1
+            ) a ON true
+        ) y;
+        SELECT array_agg(y.id ORDER BY y.ord) INTO credit_accounts
+        FROM (
+            SELECT x.ord, CASE WHEN x.asset IS NULL THEN x.liability
+                ELSE coalesce(a.id, - n - min(x.ord) OVER (PARTITION BY x.subject, x.asset)) END AS id
+            FROM unnest(subjects, wallet_assets, liability_accounts) WITH ORDINALITY x(subject, asset, liability, ord)
+            LEFT JOIN LATERAL (
+                SELECT id FROM guerdon.account b
+                WHERE b.kind = 6 AND b.owner = x.subject AND b.item = x.asset LIMIT 1
+            ) a ON true
+        ) y;
+        SELECT array_agg(DISTINCT x ORDER BY x) FILTER (WHERE x < 0), array_agg(DISTINCT x) FILTER (WHERE x > 0)
+        INTO new_accounts, account_ids
+        FROM unnest(stock_accounts || holding_accounts || budget_accounts || credit_accounts) x;
+
+        -- `places` says where in the sorted list the four accounts of each item are.
+        SELECT array_agg(x.place ORDER BY x.ord)
+        INTO places
+        FROM (
+            SELECT u.ord, (dense_rank() OVER (ORDER BY u.id))::int AS place
+            FROM unnest(stock_accounts || holding_accounts || budget_accounts || credit_accounts)
+                WITH ORDINALITY u(id, ord)
+        ) x;
+
         SELECT array_agg(a.id), array_agg(a.ctid), array_agg(a.credits), array_agg(a.credits - a.debits), array_agg(a.floor)
         INTO account_ids, account_rows, credits_before, balances, floors
         FROM (
             SELECT b.id, b.ctid, b.credits, b.debits, b.floor FROM guerdon.account b
-            WHERE b.id = ANY (stock_accounts || holding_accounts || budget_accounts || credit_accounts)
-            ORDER BY b.id FOR NO KEY UPDATE
+            WHERE b.id = ANY (account_ids) ORDER BY b.id FOR NO KEY UPDATE
         ) a;
-        EXIT WHEN missing = 0 OR NOT p_look_again;
     END LOOP;
 
-    IF missing > 0 THEN
-        SELECT array_agg(y.id ORDER BY y.ord) INTO holding_accounts
-        FROM (
-            SELECT x.ord, coalesce(x.known, - min(x.ord) OVER (PARTITION BY x.subject, x.prize)) AS id
-            FROM unnest(subjects, i_prize, holding_accounts) WITH ORDINALITY x(subject, prize, known, ord)
-        ) y;
-        SELECT array_agg(y.id ORDER BY y.ord) INTO credit_accounts
-        FROM (
-            SELECT x.ord, CASE WHEN x.known IS NULL AND x.asset IS NOT NULL
-                THEN - n - min(x.ord) OVER (PARTITION BY x.subject, x.asset) ELSE x.known END AS id
-            FROM unnest(subjects, wallet_assets, credit_accounts) WITH ORDINALITY x(subject, asset, known, ord)
-        ) y;
-        SELECT array_agg(DISTINCT x ORDER BY x) INTO new_accounts
-        FROM unnest(holding_accounts || credit_accounts) x WHERE x < 0;
-        new_count := cardinality(new_accounts);
+    new_count := coalesce(cardinality(new_accounts), 0);
+    IF new_count > 0 THEN
         account_ids := new_accounts || account_ids;
         account_rows := array_fill(NULL::tid, ARRAY[new_count]) || account_rows;
         credits_before := array_fill(0::bigint, ARRAY[new_count]) || credits_before;
@@ -209,33 +227,10 @@ BEGIN
         floors := array_fill(NULL::bigint, ARRAY[new_count]) || floors;
     END IF;
 
-    -- `places` says where in the sorted list the four accounts of each item are.
-    SELECT array_agg(x.place ORDER BY x.ord)
-    INTO places
-    FROM (
-        SELECT u.ord, (dense_rank() OVER (ORDER BY u.id))::int AS place
-        FROM unnest(stock_accounts || holding_accounts || budget_accounts || credit_accounts)
-            WITH ORDINALITY u(id, ord)
-    ) x;
-
     -- 4. What is true now.
     booked_at := guerdon.now();
     debit_sums := array_fill(0::bigint, ARRAY[cardinality(account_ids)]);
     credit_sums := debit_sums;
-
-    SELECT array_agg(r.outcome ORDER BY x.ord), array_agg(r.admission ORDER BY x.ord)
-    INTO known_outcomes, known_admissions
-    FROM unnest(i_promotion, i_request) WITH ORDINALITY x(promotion, request_id, ord)
-    LEFT JOIN LATERAL (
-        SELECT outcome, admission FROM guerdon.request q
-        WHERE q.promotion = x.promotion AND q.request_id = x.request_id LIMIT 1
-    ) r ON true;
-
-    SELECT array_agg(p.gate_epoch ORDER BY x.ord), array_agg(p.version ORDER BY x.ord),
-        array_agg(guerdon.effective_state(p.state, p.starts_at, p.ends_at, booked_at) ORDER BY x.ord)
-    INTO epochs, versions, states
-    FROM unnest(i_promotion) WITH ORDINALITY x(promotion, ord)
-    CROSS JOIN LATERAL (SELECT * FROM guerdon.promotion q WHERE q.sid = x.promotion LIMIT 1) p;
 
     -- 5. Decide.
     code := array_fill(GRANTED, ARRAY[n]);
@@ -248,6 +243,9 @@ BEGIN
             group_start := i;
             group_failed := false;
         END IF;
+        IF i = 1 OR i_promotion[i] <> i_promotion[i - 1] THEN
+            state := guerdon.effective_state(states[i], starts[i], ends[i], booked_at);
+        END IF;
         stock_place := places[i];
         holding_place := places[n + i];
         c := CASE
@@ -256,9 +254,9 @@ BEGIN
             WHEN known_outcomes[i] = 2 AND known_admissions[i] >= i_admission[i] THEN FENCED
             WHEN epochs[i] <> i_epoch[i] THEN STALE_EPOCH
             WHEN versions[i] <> i_version[i] THEN STALE_VERSION
-            WHEN states[i] <= 2 THEN NOT_STARTED
-            WHEN states[i] = 4 THEN PAUSED
-            WHEN states[i] >= 5 THEN ENDED
+            WHEN state <= 2 THEN NOT_STARTED
+            WHEN state = 4 THEN PAUSED
+            WHEN state >= 5 THEN ENDED
             WHEN untils[i] <= booked_at THEN VALIDITY_PASSED
             WHEN limits[i] > 0 AND credits_before[holding_place] + credit_sums[holding_place] >= limits[i]
                 THEN LIMIT_REACHED
@@ -336,8 +334,8 @@ BEGIN
         END IF;
     END LOOP;
     IF granted_count < n THEN
-        IF missing > 0 AND NOT p_look_again THEN
-            RAISE EXCEPTION 'what is refused may have an account that was opened meanwhile' USING ERRCODE = 'GD001';
+        IF NOT p_look_again AND (SELECT max(x) FROM unnest(code) x) > STALE_VERSION THEN
+            RAISE EXCEPTION 'what is refused may have been granted meanwhile' USING ERRCODE = 'GD001';
         END IF;
         -- A refusal changes nothing: what was made for it goes (nobody else has seen it).
         DELETE FROM guerdon.subject s
