@@ -13,10 +13,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import grpc
 import grpc.aio
@@ -35,8 +34,7 @@ if TYPE_CHECKING:
 _EVENTS_MAX: Final = 64  # taken at once; between two lots the event loop does other things
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """One that is being answered. Times of perf_counter; `until`: its deadline, None without one."""
 
     number: int

@@ -24,6 +24,7 @@ from guerdon_server.core.issuance.model import (
     Outcome,
     Pending,
     PromotionTerms,
+    Reason,
     Rejection,
 )
 from guerdon_server.core.ledger.model import (
@@ -189,7 +190,8 @@ class Issuer:
                 stale = await self._commit(call, principal, admitted)
             if refused:
                 # Before the others' look-up: what a neighbour took for nothing may be what they were refused for.
-                again = await self._freed(call, terms, admitted, refused)
+                if admitted:
+                    again = await self._freed(call, terms, admitted, refused)
                 await self._replay(call, terms, refused)
             if stale:
                 attempts += 1
@@ -456,8 +458,10 @@ class Issuer:
 
         Joined with other callers' look-ups.
         """
-        await self._recall(call, terms, slots)
-        for slot in slots:
+        asked = [slot for slot in slots if slot.outcome is None]
+        if asked:
+            await self._recall(call, terms, asked)
+        for slot in asked:
             if slot.outcome is None:
                 slot.outcome = slot.refusal or otherwise or _aborted(call)
 
@@ -530,7 +534,7 @@ class Issuer:
         if isinstance(outcome, Granted):
             self.outcomes["replayed" if outcome.replayed else "granted"] += 1
         elif isinstance(outcome, Rejection):
-            self.outcomes[outcome.reason.name.lower()] += 1
+            self.outcomes[_REASON_NAMES[outcome.reason]] += 1
         else:
             self.outcomes["pending" if isinstance(outcome, Pending) else "error"] += 1
             if isinstance(outcome, ServiceError):
@@ -538,6 +542,7 @@ class Issuer:
         return outcome
 
 
+_REASON_NAMES = {reason: reason.name.lower() for reason in Reason}
 _UNDECIDED = frozenset({RequestState.ABSENT, RequestState.FENCED})
 _DECIDE_ANEW = frozenset({CommitCode.FENCED, CommitCode.STALE_EPOCH, CommitCode.STALE_VERSION})
 
