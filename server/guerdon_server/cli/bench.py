@@ -19,7 +19,7 @@ _QUICK_ROUNDS, _QUICK_SECONDS, _QUICK_WARM_UP_SECONDS = 1, 1.0, 0.5
         "guerdon bench --json bench.json    # every workload in 5 rounds, about 4 minutes",
         "guerdon bench --only batch --rounds 11",
         "guerdon bench --servers --rounds 11 --json servers.json    # 1, 2, 4 servers, the model; 10 minutes",
-        "guerdon bench --soak 30 --data /srv/disk --json soak.json    # does it slow down, what grows; needs 30 GB",
+        "guerdon bench --soak 30 --data /srv/disk --json soak.json    # does it slow down, what grows; needs 60 GB",
     )
 )
 @click.option(
