@@ -128,6 +128,7 @@ async def test_the_result_says_on_what_it_was_measured(ran: tuple[Result, Notes]
     assert document["options"]["postgresql_full_page_writes"] == "on"
     assert document["options"]["postgresql_max_wal_size"] == "16GB"
     assert document["options"]["postgresql_shared_buffers"].endswith("MB")
+    assert document["options"]["postgresql_huge_pages_status"] in {"on", "off"}
     assert document["options"]["postgresql_recycled_segments"] > 0
     assert document["machine"]["cores_used"] <= 2
     assert {"python", "postgres", "valkey", "grpcio", "guerdon-server"} <= document["versions"].keys()

@@ -28,6 +28,8 @@ async def test_the_series_is_that_of_the_ledger() -> None:
     for earlier, later in itertools.pairwise(samples):
         assert later.grants - earlier.grants == later.window.granted > 0
         assert later.minutes > earlier.minutes
+    assert all(sample.echo.calls > 0 == sample.echo.granted for sample in samples)
+    assert all(sample.echo.cpu_us_per_call["server"] < sample.window.cpu_us_per_call["server"] for sample in samples)
     last = samples[-1]
     assert last.database_bytes > samples[0].database_bytes
     assert all(size > 10_000_000 for size in (*last.server_bytes, last.postgres_bytes))
@@ -38,10 +40,11 @@ async def test_the_series_is_that_of_the_ledger() -> None:
     assert [each["name"] for each in document["invariants"]]
 
 
-def sample(number: int, granted: int, server_bytes: int = 80_000_000) -> Sample:
-    """Of a minute, 100,000 grants after the one before it."""
+def sample(number: int, granted: int, server_bytes: int = 80_000_000, echoed: int = 8_000) -> Sample:
+    """Of a minute, 100,000 grants after the one before it, and of a second of the echo."""
     window = Window(granted // 100, 60.0, granted, 1.0, 1.0, {}, 0.0)
-    return Sample(number, (number + 1) * 100_000, window, [70_000_000, server_bytes], 1, 1, 1)
+    echo = Window(echoed, 1.0, 0, 1.0, 1.0, {}, 0.0)
+    return Sample(number, (number + 1) * 100_000, window, echo, [70_000_000, server_bytes], 1, 1, 1)
 
 
 @pytest.mark.parametrize(("last", "kept"), [(91_000, True), (89_000, False)])
@@ -49,6 +52,15 @@ def test_the_last_fifth_is_compared_with_the_first(last: int, kept: bool) -> Non
     soak = Soak([sample(n, 100_000 if n < 8 else last) for n in range(10)])
     assert list(soak.fifths) == pytest.approx([100_000 / 60, last / 60])
     assert soak.verdicts[0].ok is kept
+
+
+def test_the_echo_says_how_fast_the_machine_itself_was_but_excuses_nothing() -> None:
+    soak = Soak([sample(n, 100_000 if n < 8 else 89_000, echoed=8_000 if n < 8 else 7_000) for n in range(10)])
+    assert list(soak.echo_fifths) == [8_000, 7_000]
+    assert not soak.verdicts[0].ok
+    document = json.loads(json.dumps(soak.to_json()))
+    assert document["echoed_per_second_by_fifths"] == [8_000, 7_000]
+    assert document["samples"][9]["echo"]["calls"] == 7_000
 
 
 @pytest.mark.parametrize(

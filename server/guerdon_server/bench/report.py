@@ -87,7 +87,8 @@ class Screen:
         machine, versions, options = (result.about[name] for name in ("machine", "versions", "options"))
         self.console.print(
             f"{machine['cpu']}, {machine['cores_used']} of {machine['cores_there']} cores for generator, server,"
-            f" PostgreSQL {versions['postgres']} (fsync {options['postgresql_fsync']}) and Valkey"
+            f" PostgreSQL {versions['postgres']} (fsync {options['postgresql_fsync']}, huge pages"
+            f" {options['postgresql_huge_pages_status']}) and Valkey"
             f" {versions['valkey']}; Python {versions['python']}, grpcio {versions['grpcio']};"
             f" {_how_long(options)}",
             markup=False,
@@ -117,10 +118,15 @@ class Screen:
 
     def _soak(self, soak: Soak) -> None:
         first, last = soak.fifths
+        echo_first, echo_last = soak.echo_fifths
         end = soak.samples[-1]
         self.console.print(
             f"{end.grants:,} grants; {_number(first)} a second in the first fifth, {_number(last)} in the last; bytes a"
             f" grant: database {end.database_bytes / end.grants:,.0f}, Valkey {end.valkey_bytes / end.grants:,.0f}"
+        )
+        self.console.print(
+            f"A bare echo of the same calls meanwhile: {_number(echo_first)} a second, and {_number(echo_last)}: the"
+            f" machine itself was {echo_last / echo_first:.2f} times as fast."
         )
 
     def _verdict(self, title: str, verdict: Verdict) -> None:

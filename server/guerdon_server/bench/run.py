@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Final
 
 from guerdon import GuerdonError
-from guerdon_server.bench import echo as echo_server
 from guerdon_server.bench import usage
 from guerdon_server.bench.child import Child
 from guerdon_server.bench.errors import BenchError
 from guerdon_server.bench.open_loop import ABOVE, DEADLINE_SECONDS, SHARES, OpenRow
-from guerdon_server.bench.result import SERVER, Memory, MemorySample, Result, Row, Window
+from guerdon_server.bench.result import Memory, MemorySample, Result, Row
 from guerdon_server.bench.servers import measure_servers
 from guerdon_server.bench.soak import soak
-from guerdon_server.bench.stage import Listener, Load, Options, Stage, fresh_folder, opened, window_of
+from guerdon_server.bench.stage import Listener, Load, Options, Stage, fresh_folder, opened
 from guerdon_server.bench.surroundings import on_cores
-from guerdon_server.bench.workloads import ECHO_CONNECTIONS, ECHO_STREAMS, WORKLOADS, Workload
+from guerdon_server.bench.workloads import WORKLOADS, Workload
 from guerdon_server.platform import postgres
 from guerdon_server.platform.engines import EngineError
 
@@ -51,8 +50,7 @@ async def _measure_workloads(options: Options, folder: Path, listener: Listener,
         await stage.use_up_log(_log_bytes(options, wanted))
         loads = [await stage.prepare(workload) for workload in wanted]
         echo_size = next((load.response_bytes for load in loads if load.workload.items_per_call == 1), 150)
-        arguments = ["-m", echo_server.__name__, "--response-bytes", str(echo_size), "--transport", options.transport]
-        async with Child("echo", arguments, folder=folder, settings={}) as echo:
+        async with stage.echo(echo_size) as echo:
             result.about = await stage.about(loads)
             await _Bench(options, stage, echo, loads, listener, result).run()
 
@@ -97,7 +95,7 @@ class _Bench:
 
     async def _round(self, number: int) -> None:
         seconds = self.options.seconds if number else self.options.warm_up_seconds
-        echo = await self._echo_window(seconds)
+        echo = await self.stage.echo_window(self.echo, self.loads[0], seconds)
         self.listener.window("echo", number, echo)
         if number:
             self.result.echo_windows.append(echo)
@@ -123,21 +121,6 @@ class _Bench:
             )
             load.offered.setdefault(share, []).append(offered)
             self.listener.offered(load.workload.name, number, offered)
-
-    async def _echo_window(self, seconds: float) -> Window:
-        message = self.loads[0].files[0]
-        shot, cpu, elsewhere = await self.stage.metered(
-            self.stage.generator.shoot(
-                [self.echo.target],
-                echo_server.METHOD,
-                [message],
-                connections=ECHO_CONNECTIONS,
-                streams=ECHO_STREAMS,
-                seconds=seconds,
-            ),
-            {SERVER: [self.echo.pid]},
-        )
-        return window_of(shot, cpu, elsewhere, granted=0)
 
     def _row(self, load: Load) -> Row:
         workload = load.workload

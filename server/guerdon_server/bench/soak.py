@@ -17,6 +17,7 @@ RSS_BYTES_MAX: Final = 250 * 1000 * 1000
 THROUGHPUT_SHARE_MIN: Final = 0.9
 _SAMPLE_SECONDS: Final = 30.0
 _SAMPLES_MIN: Final = 10
+_ECHO_SECONDS: Final = 1.0
 _DATABASE_BYTES: Final = "SELECT pg_database_size(current_database())"
 
 
@@ -24,12 +25,14 @@ _DATABASE_BYTES: Final = "SELECT pg_database_size(current_database())"
 class Sample:
     """A piece of the soak and what there is after it. `minutes` since the beginning; `grants`: that the ledger has.
 
+    `echo`: a bare echo just before it, with calls of the same size: how fast the machine itself is by then.
     `server_bytes`: resident memory of each server process. `postgres_bytes`: all its processes, shared memory once.
     """
 
     minutes: float
     grants: int
     window: Window
+    echo: Window
     server_bytes: Sequence[int]
     postgres_bytes: int
     valkey_bytes: int
@@ -49,8 +52,19 @@ class Soak:
     @property
     def fifths(self) -> tuple[float, float]:
         """Grants a second of the first and of the last fifth of the samples."""
+        first, last = self._fifths
+        return _granted_per_second(first), _granted_per_second(last)
+
+    @property
+    def echo_fifths(self) -> tuple[float, float]:
+        """Calls a second of the bare echo, beside `fifths`."""
+        first, last = self._fifths
+        return _echoed_per_second(first), _echoed_per_second(last)
+
+    @property
+    def _fifths(self) -> tuple[Sequence[Sample], Sequence[Sample]]:
         count = max(1, len(self.samples) // 5)
-        return _rate(self.samples[:count]), _rate(self.samples[-count:])
+        return self.samples[:count], self.samples[-count:]
 
     @property
     def memory(self) -> Memory:
@@ -73,13 +87,18 @@ class Soak:
             "title": SOAK.title,
             "items_per_call": SOAK.items_per_call,
             "granted_per_second_by_fifths": self.fifths if self.samples else None,
+            "echoed_per_second_by_fifths": self.echo_fifths if self.samples else None,
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "samples": [{**asdict(sample), "granted_per_second": sample.granted_per_second} for sample in self.samples],
         }
 
 
-def _rate(samples: Sequence[Sample]) -> float:
+def _granted_per_second(samples: Sequence[Sample]) -> float:
     return sum(sample.window.granted for sample in samples) / sum(sample.window.seconds for sample in samples)
+
+
+def _echoed_per_second(samples: Sequence[Sample]) -> float:
+    return sum(sample.echo.calls for sample in samples) / sum(sample.echo.seconds for sample in samples)
 
 
 async def soak(options: Options, folder: Path, listener: Listener, result: Result) -> None:
@@ -92,20 +111,24 @@ async def soak(options: Options, folder: Path, listener: Listener, result: Resul
         result.soak = Soak()
         await stage.window(load, options.warm_up_seconds)
         started = perf_counter()
-        for _ in range(samples):
-            window = await stage.window(load, seconds / samples)
-            sample = await _sample(stage, window, (perf_counter() - started) / 60)
-            result.soak.samples.append(sample)
-            listener.sampled(sample)
+        async with stage.echo(load.response_bytes) as echo:
+            await stage.echo_window(echo, load, options.warm_up_seconds)
+            for _ in range(samples):
+                echoed = await stage.echo_window(echo, load, min(_ECHO_SECONDS, seconds / samples))
+                window = await stage.window(load, seconds / samples)
+                sample = await _sample(stage, echoed, window, (perf_counter() - started) / 60)
+                result.soak.samples.append(sample)
+                listener.sampled(sample)
         result.invariants = await stage.verify()
 
 
-async def _sample(stage: Stage, window: Window, minutes: float) -> Sample:
+async def _sample(stage: Stage, echo: Window, window: Window, minutes: float) -> Sample:
     pids = stage.engines.pids
     return Sample(
         minutes=minutes,
         grants=await stage.grants(),
         window=window,
+        echo=echo,
         server_bytes=[usage.rss_bytes(server.pid) for server in stage.servers],
         postgres_bytes=usage.tree_bytes(pids["postgres"]),
         valkey_bytes=usage.tree_bytes(pids["valkey"]),

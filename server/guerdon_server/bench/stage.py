@@ -19,6 +19,7 @@ import asyncpg
 import grpc.aio
 
 from guerdon_server import bootstrap
+from guerdon_server.bench import echo as echo_server
 from guerdon_server.bench import generator as generators
 from guerdon_server.bench import usage
 from guerdon_server.bench.blast import Ids, Template
@@ -30,7 +31,7 @@ from guerdon_server.bench.open_loop import CONNECTIONS, STREAMS_MAX, Offered, un
 from guerdon_server.bench.promotion import create_promotion
 from guerdon_server.bench.result import GENERATOR, SERVER, Window
 from guerdon_server.bench.surroundings import memory_bytes, surroundings
-from guerdon_server.bench.workloads import Workload
+from guerdon_server.bench.workloads import ECHO_CONNECTIONS, ECHO_STREAMS, Workload
 from guerdon_server.core.ledger.invariants import Check
 from guerdon_server.platform import config, postgres
 from guerdon_server.platform.engines import Engines
@@ -48,7 +49,7 @@ _SEGMENT_BYTES: Final = 16 * _MB
 _NEXT_SEGMENT: Final = "SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'guerdon', '')"
 _POSTGRES_SETTINGS_TOLD: Final = (
     *("fsync", "synchronous_commit", "full_page_writes", "autovacuum"),
-    *("checkpoint_timeout", "max_wal_size", "min_wal_size", "shared_buffers"),
+    *("checkpoint_timeout", "max_wal_size", "min_wal_size", "shared_buffers", "huge_pages_status"),
 )
 
 
@@ -248,6 +249,24 @@ class Stage:
         granted, counted = await self.grants() - granted_before, await self.counts.read() - before
         _check(load.workload, shot, granted, counted.refused_items)
         return window_of(shot, cpu, elsewhere, granted=granted, counted=counted)
+
+    def echo(self, response_bytes: int) -> Child:
+        """A server of the same transport that answers anything with so many bytes: the least that a call can cost."""
+        arguments = ["--response-bytes", str(response_bytes), "--transport", self.options.transport]
+        return Child("echo", ["-m", echo_server.__name__, *arguments], folder=self.folder, settings={})
+
+    async def echo_window(self, echo: Child, load: Load, seconds: float) -> Window:
+        """One round of the echo, with the messages of `load`."""
+        shooting = self.generator.shoot(
+            [echo.target],
+            echo_server.METHOD,
+            load.files[:1],
+            connections=ECHO_CONNECTIONS,
+            streams=ECHO_STREAMS,
+            seconds=seconds,
+        )
+        shot, cpu, elsewhere = await self.metered(shooting, {SERVER: [echo.pid]})
+        return window_of(shot, cpu, elsewhere, granted=0)
 
     async def shoot(
         self, load: Load, *, seconds: float | None = None, calls: int | None = None, servers: int = 1
