@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import psutil
 
@@ -41,9 +43,13 @@ def rss_bytes(pid: int) -> int:
 
 
 def tree_bytes(pid: int) -> int:
-    """Memory of the process and its children; what they share is counted once where the system tells (Linux)."""
+    """Memory of the process and its children; what they share is counted once where the system tells (Linux).
+
+    Huge pages with it: the most that one of them has touched, because they share them.
+    """
     process = psutil.Process(pid)
-    return sum(map(_own_bytes, [process, *process.children(recursive=True)]))
+    family = [process, *process.children(recursive=True)]
+    return sum(map(_own_bytes, family)) + max(_huge_bytes(each.pid) for each in family)
 
 
 def _own_bytes(process: psutil.Process) -> int:
@@ -54,3 +60,12 @@ def _own_bytes(process: psutil.Process) -> int:
         return 0
     except psutil.AccessDenied:  # another user's
         return int(process.memory_info().rss)
+
+
+def _huge_bytes(pid: int) -> int:
+    """In huge pages, which no other figure of a process's memory counts; 0 where the system does not tell."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:  # it ended meanwhile, it is another user's, or this is not Linux
+        return 0
+    return sum(int(size) * 1024 for size in re.findall(r"_Hugetlb: +(\d+) kB", rollup))
