@@ -23,5 +23,12 @@ def test_memory_in_huge_pages_counts() -> None:
         assert 8 * _HUGE_BYTES <= usage.tree_bytes(os.getpid()) - before < 12 * _HUGE_BYTES
 
 
+def test_huge_pages_are_found_in_what_the_kernel_tells() -> None:
+    told = (
+        "Rss:     2048 kB\nAnonHugePages:   4096 kB\nShared_Hugetlb:     1433600 kB\nPrivate_Hugetlb:       2048 kB\n"
+    )
+    assert usage.huge_bytes(told) == (1_433_600 + 2_048) * 1024
+
+
 def test_of_a_process_that_has_ended_there_is_nothing() -> None:
     assert usage._huge_bytes(2**22 + 1) == 0

@@ -68,4 +68,9 @@ def _huge_bytes(pid: int) -> int:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:  # it ended meanwhile, it is another user's, or this is not Linux
         return 0
+    return huge_bytes(rollup)
+
+
+def huge_bytes(rollup: str) -> int:
+    """Of a process whose /proc/PID/smaps_rollup is `rollup`, shared and its own."""
     return sum(int(size) * 1024 for size in re.findall(r"_Hugetlb: +(\d+) kB", rollup))
