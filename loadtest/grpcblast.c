@@ -12,8 +12,8 @@
 
    Closed loop: keeps CONNECTIONS x STREAMS requests in flight. Open loop (-r RATE): sends on schedule, at equal
    distances or (-P) at those of a Poisson process, and a late send counts from the time at which it was due (no
-   coordinated omission). With a deadline (-T SECONDS) it does
-   what any gRPC client does: each call says how long it may take from when it was due, and what could not be sent by then,
+   coordinated omission); sent_late_ms says how late they were on average. With a deadline (-T SECONDS) it does what any
+   gRPC client does: each call says how long it may take from when it was due, and what could not be sent by then,
    because the server allows no more streams, is dropped and counted as expired.
 
    Answers are counted by grpc-status and, where OK, by the field number of the first field in the message, so
@@ -34,6 +34,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -41,7 +42,9 @@
 #define STATUS_MAX 17
 #define SPOTS_MAX 8192
 #define MESSAGES_MAX 128
-#define BUCKETS 20000 /* latency in 5 us steps below 10 ms, then 1 ms steps */
+#define FINE_BUCKETS 40000 /* of latency: in 5 us steps below 200 ms, */
+#define BUCKETS 100000 /* then in 1 ms steps */
+#define WAKE_SECONDS 200e-6 /* on a schedule it sends so often at most, what is due by then together */
 
 typedef struct { size_t at, len; int unique; } Spot;
 typedef struct { uint8_t *body; size_t len, sent; double due; int status; int field; size_t got; uint8_t head[16]; } Call;
@@ -52,7 +55,7 @@ typedef struct { uint8_t *body; size_t len; Spot spots[SPOTS_MAX]; int spot_coun
 static Message *messages[MESSAGES_MAX]; static int message_count; static long wrap;
 static const char *authority, *path, *extra_name, *extra_value;
 static long done, started, total, expired, refused, statuses[STATUS_MAX + 1], fields[FIELDS_MAX + 1], broken;
-static long hist[BUCKETS], ok_hist[BUCKETS], ok_done; static double deadline, lat_sum, lat_max, ok_lat_sum, ok_lat_max;
+static long hist[BUCKETS], ok_hist[BUCKETS], ok_done; static double deadline, late_sum, lat_sum, lat_max, ok_lat_sum, ok_lat_max;
 static uint64_t rng = 88172645463325252ULL, id_prefix, id_counter;
 
 static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
@@ -61,7 +64,7 @@ static void die(const char *what) { fprintf(stderr, "grpcblast: %s: %s\n", what,
 
 static void record(double seconds, int ok) {
   double us = seconds * 1e6;
-  long b = us < 10000 ? (long)(us / 5) : 2000 + (long)((us - 10000) / 1000);
+  long b = us < FINE_BUCKETS * 5 ? (long)(us / 5) : FINE_BUCKETS + (long)((us - FINE_BUCKETS * 5) / 1000);
   lat_sum += seconds;
   if (seconds > lat_max) lat_max = seconds;
   hist[b < BUCKETS ? b : BUCKETS - 1]++;
@@ -72,7 +75,10 @@ static void record(double seconds, int ok) {
 }
 static double percentile_of(const long *h, long count, double max, double p) {
   long want = (long)(p * count + 0.5), seen = 0;
-  for (long b = 0; b < BUCKETS; b++) { seen += h[b]; if (seen >= want && h[b]) return b < 2000 ? (b + 1) * 0.005 : 10 + (b - 1999); }
+  for (long b = 0; b < BUCKETS; b++) {
+    seen += h[b];
+    if (seen >= want && h[b]) return fmin(max * 1e3, b < FINE_BUCKETS ? (b + 1) * 0.005 : FINE_BUCKETS * 0.005 + (b - FINE_BUCKETS + 1));
+  }
   return max * 1e3;
 }
 static double percentile_ms(double p) { return percentile_of(hist, done, lat_max, p); }
@@ -189,6 +195,11 @@ static void open_conn(Conn *c, const char *host, int port) {
   nghttp2_submit_settings(c->h2, 0, iv, 2);
   nghttp2_session_set_local_window_size(c->h2, 0, 0, 1 << 26); flush_out(c);
 }
+/* epoll_wait counts in milliseconds, which would send late by half of one, and in bursts. */
+static void wake_at(int timer, double seconds) {
+  struct itimerspec when = {.it_value = {.tv_sec = (time_t)seconds, .tv_nsec = (long)((seconds - floor(seconds)) * 1e9)}};
+  if (timerfd_settime(timer, TFD_TIMER_ABSTIME, &when, NULL)) die("timerfd_settime");
+}
 static void usage(void) {
   fprintf(stderr, "usage: grpcblast -t 127.0.0.1:PORT -p /package.Service/Method -f MESSAGE_FILE [-f ...]\n"
                   "       [-c CONNECTIONS=8] [-s STREAMS_EACH=16] [-n REQUESTS=10000] [-d SECONDS] [-r RATE [-P]] [-T DEADLINE_SECONDS] [-i NAME] [-w REQUESTS]\n       [-H name:value]\n"); exit(2);
@@ -208,6 +219,8 @@ int main(int argc, char **argv) {
   if (seconds > 0) total = 1L << 60;
   Conn *conn = calloc(conns, sizeof *conn); int ep = epoll_create1(0);
   for (int i = 0; i < conns; i++) { open_conn(&conn[i], target, atoi(colon + 1)); struct epoll_event e = {.events = EPOLLIN, .data.ptr = &conn[i]}; epoll_ctl(ep, EPOLL_CTL_ADD, conn[i].fd, &e); }
+  int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK); struct epoll_event tick = {.events = EPOLLIN};
+  if (timer < 0 || epoll_ctl(ep, EPOLL_CTL_ADD, timer, &tick)) die("timerfd");
   double begin = now(), next = begin, end = seconds > 0 ? begin + seconds : 1e300; int turn = 0, alive = conns; static uint8_t buf[1 << 18];
   while ((done < started || (started < total && now() < end)) && alive) {
     double time = now();
@@ -220,14 +233,16 @@ int main(int argc, char **argv) {
         if (due > time) break;
         if (rate > 0) next = at_random ? next - log(((next_random() >> 11) + 1) * 0x1p-53) / rate : begin + (started + 1) / rate;
         if (deadline > 0 && due + deadline <= time) { started++; done++; expired++; continue; }
-        submit(c, due); wrote = 1;
+        late_sum += now() - due; submit(c, due); wrote = 1;
       }
       if (wrote) flush_out(c);
     }
     turn++;
-    struct epoll_event ev[64]; int got = epoll_wait(ep, ev, 64, rate > 0 ? 1 : 100);
+    if (rate > 0 && time < end) wake_at(timer, fmax(next, time + WAKE_SECONDS));
+    struct epoll_event ev[64]; int got = epoll_wait(ep, ev, 64, 100);
     for (int i = 0; i < got; i++) {
       Conn *c = ev[i].data.ptr; ssize_t r = 0;
+      if (!c) { uint64_t times; if (read(timer, &times, sizeof times) < 0 && errno != EAGAIN) die("timer"); continue; }
       while (!c->dead && (r = read(c->fd, buf, sizeof buf)) > 0) if (nghttp2_session_mem_recv(c->h2, buf, r) < 0) { c->dead = 1; break; }
       if (r == 0 || (r < 0 && errno != EAGAIN)) c->dead = 1;
       if (c->dead) { epoll_ctl(ep, EPOLL_CTL_DEL, c->fd, NULL); broken += c->inflight; started -= c->inflight; c->inflight = 0; alive--; } else flush_out(c);
@@ -239,6 +254,7 @@ int main(int argc, char **argv) {
   printf("{\"requests\": %ld, \"seconds\": %.3f, \"per_second\": %.1f, \"target_rate\": %.1f, \"unanswered\": %ld, \"broken\": %ld, \"expired\": %ld, \"refused_streams\": %ld, ", done, wall, done / wall, rate, unanswered, broken, expired, refused);
   printf("\"latency_ms\": {\"mean\": %.3f, \"p50\": %.3f, \"p90\": %.3f, \"p99\": %.3f, \"p999\": %.3f, \"max\": %.3f}, ", done ? lat_sum / done * 1e3 : 0, percentile_ms(.5), percentile_ms(.9), percentile_ms(.99), percentile_ms(.999), lat_max * 1e3);
   printf("\"ok_latency_ms\": {\"mean\": %.3f, \"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}, ", ok_done ? ok_lat_sum / ok_done * 1e3 : 0, ok_percentile_ms(.5), ok_percentile_ms(.99), ok_lat_max * 1e3);
+  if (rate > 0) printf("\"sent_late_ms\": %.3f, ", started > expired ? late_sum / (started - expired) * 1e3 : 0);
   printf("\"grpc_status\": {"); int first = 1; for (int i = 0; i <= STATUS_MAX; i++) if (statuses[i]) { printf("%s\"%d\": %ld", first ? "" : ", ", i, statuses[i]); first = 0; }
   printf("}, \"ok_by_first_field\": {"); first = 1; for (int i = 0; i <= FIELDS_MAX; i++) if (fields[i]) { printf("%s\"%d\": %ld", first ? "" : ", ", i, fields[i]); first = 0; }
   printf("}, \"generator_cpu_us_per_request\": %.2f}\n", done ? cpu / done * 1e6 : 0);

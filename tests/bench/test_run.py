@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from click.testing import CliRunner
 
-from guerdon_server.bench.open_loop import SHARES, Offered, OpenRow, unknown
+from guerdon_server.bench.open_loop import COMMITS_A_SECOND, SHARES, Alone, Offered, OpenRow, unknown
 from guerdon_server.bench.result import SERVER, Figure, Memory, MemorySample, Result, Row, Window
 from guerdon_server.bench.run import run
 from guerdon_server.bench.stage import Options, opened
@@ -87,8 +87,28 @@ async def test_schedules_are_kept_below_the_capacity_and_refused_above(ran: tupl
     for row in result.open_rows:
         (offered,) = row.rounds
         assert offered.granted >= offered.ok > 0
-        assert offered.p50_ms <= offered.p99_ms <= offered.most_ms + 1
+        assert offered.p50_ms <= offered.p99_ms <= offered.most_ms, "no percentile is rounded up beyond the longest"
         assert json.dumps(row.to_json())
+
+
+async def test_what_a_durable_call_takes_at_least_is_told_beside_it(ran: tuple[Result, Notes]) -> None:
+    result, _ = ran
+    if result.about["options"]["generator"] != "grpcblast":
+        assert not result.alone_rows
+        pytest.skip("no generator that keeps a schedule: no C compiler, or no libnghttp2-dev")
+    (issue,) = (row for row in result.open_rows if (row.name, row.share) == ("issue", 0.6))
+    echo, commit = result.alone_rows
+    assert echo.rounds[0].count == pytest.approx(0.3 * issue.rounds[0].rate, rel=0.1)
+    assert 1 < commit.rounds[0].count <= 0.3 * COMMITS_A_SECOND + 1
+    for row in result.alone_rows:
+        assert 0 < row.p_ms("p50_ms") <= row.p_ms("p99_ms") <= row.p_ms("most_ms")
+        assert row.p_ms("p50_ms") < issue.p_ms("p50_ms"), "a part takes less than the whole"
+    assert [row["name"] for row in result.to_json()["alone"]] == ["echo", "commit"]
+
+
+def test_percentiles_of_what_was_measured_alone() -> None:
+    alone = Alone.of([0.003, 0.001, 0.002, *[0.002] * 196, 0.030])
+    assert (alone.count, alone.p50_ms, alone.p99_ms, alone.most_ms) == (200, 2.0, 3.0, 30.0)
 
 
 def offered(ok: int, *, share: float = 3.0, capacity: float = 100.0, p99_ms: float = 5.0) -> Offered:

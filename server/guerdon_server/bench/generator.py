@@ -198,7 +198,7 @@ def together(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
         values = [one[name] for one in told]
         if name == "seconds":
             merged[name] = max(values)
-        elif name == "generator_cpu_us_per_request":
+        elif name in ("generator_cpu_us_per_request", "sent_late_ms"):
             merged[name] = _mean(values, calls)
         elif name.endswith("latency_ms"):
             middle = {which: _mean([one[which] for one in values], calls) for which in value if which in _MIDDLE}

@@ -23,6 +23,10 @@ DEADLINE_SECONDS: Final = 1.0
 CONNECTIONS: Final = 8
 STREAMS_MAX: Final = 4000
 """Of each connection: so many that the schedule is kept, as far as the server lets it."""
+COMMITS_A_SECOND: Final = 250
+"""Of commits that nothing is done in: about as many as a server makes of single calls at 60 % on two cores."""
+COMMIT_BYTES: Final = 20_000
+"""Of log that each of them writes: as a commit of some 15 coupons."""
 _OK, _CANCELLED, _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED = "0", "1", "4", "8"
 
 
@@ -31,6 +35,7 @@ class Offered:
     """One round of one share. Rates in calls a second; `granted`: new grants that the ledger has after it.
 
     `late`: answered DEADLINE_EXCEEDED, or never sent within the deadline. `refused` by the code that callers see.
+    `sent_late_ms`: how late calls were sent, on average; latencies count from when they were due.
     """
 
     share: float
@@ -46,6 +51,7 @@ class Offered:
     most_ms: float
     mean_ms: float = 0.0
     elsewhere_cores: float = 0.0
+    sent_late_ms: float = 0.0
 
     @property
     def goodput(self) -> float:
@@ -84,7 +90,44 @@ class Offered:
             most_ms=latency["max"],
             mean_ms=latency["mean"],
             elsewhere_cores=elsewhere_cores,
+            sent_late_ms=told["sent_late_ms"],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """How long a part of a durable call takes by itself: one round of so many."""
+
+    count: int
+    p50_ms: float
+    p99_ms: float
+    most_ms: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Alone:
+        ordered = sorted(1e3 * each for each in seconds)
+        return cls(len(ordered), statistics.median(ordered), ordered[int(0.99 * len(ordered))], ordered[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class AloneRow:
+    """That part over all rounds. It tells the machine's share of a p99: no server answers before the disk does."""
+
+    name: str
+    title: str
+    rounds: Sequence[Alone]
+
+    def p_ms(self, which: str) -> float:
+        """Median over the rounds of `p50_ms`, `p99_ms` or `most_ms`."""
+        return float(statistics.median(getattr(one, which) for one in self.rounds))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "title": self.title,
+            **{which: self.p_ms(which) for which in ("p50_ms", "p99_ms", "most_ms")},
+            "rounds": [asdict(one) for one in self.rounds],
+        }
 
 
 def unknown(told: Mapping[str, Any]) -> Mapping[str, int]:

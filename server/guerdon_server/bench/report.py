@@ -235,6 +235,9 @@ def _costs(result: Result) -> Table:
 
 def _open_loop(result: Result) -> Table:
     table = _table("on a schedule", "× capacity", "kept", "least-most", "p50 ms", "p99 ms", "most ms", "refused")
+    for alone in result.alone_rows:
+        ms = [f"{alone.p_ms(which):.1f}" for which in ("p50_ms", "p99_ms", "most_ms")]
+        table.add_row(alone.title, "", "", "", *ms, "")
     for row in result.open_rows:
         table.add_row(
             row.title,

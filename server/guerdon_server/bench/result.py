@@ -12,7 +12,7 @@ from guerdon_server.bench.workloads import Target
 from guerdon_server.core.ledger.invariants import Check
 
 if TYPE_CHECKING:
-    from guerdon_server.bench.open_loop import OpenRow
+    from guerdon_server.bench.open_loop import AloneRow, OpenRow
     from guerdon_server.bench.servers import Servers
     from guerdon_server.bench.soak import Soak
 
@@ -197,6 +197,7 @@ class Result:
     echo_windows: list[Window] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     open_rows: list[OpenRow] = field(default_factory=list)
+    alone_rows: list[AloneRow] = field(default_factory=list)
     log_bytes: int = 0
     memory: Memory | None = None
     servers: Servers | None = None
@@ -236,6 +237,7 @@ class Result:
             else None,
             "workloads": [row.to_json() for row in self.rows],
             "open_loop": [row.to_json() for row in self.open_rows],
+            "alone": [row.to_json() for row in self.alone_rows],
             "log_bytes": self.log_bytes,
             "memory": None
             if self.memory is None

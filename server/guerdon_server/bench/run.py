@@ -14,7 +14,16 @@ from guerdon import GuerdonError
 from guerdon_server.bench import usage
 from guerdon_server.bench.child import Child
 from guerdon_server.bench.errors import BenchError
-from guerdon_server.bench.open_loop import ABOVE, DEADLINE_SECONDS, SHARES, OpenRow
+from guerdon_server.bench.open_loop import (
+    ABOVE,
+    BELOW,
+    COMMITS_A_SECOND,
+    DEADLINE_SECONDS,
+    SHARES,
+    Alone,
+    AloneRow,
+    OpenRow,
+)
 from guerdon_server.bench.result import Memory, MemorySample, Result, Row
 from guerdon_server.bench.servers import measure_servers
 from guerdon_server.bench.soak import soak
@@ -71,6 +80,8 @@ class _Bench:
     listener: Listener
     result: Result
     memory: list[MemorySample] = field(default_factory=list)
+    echoes_alone: list[Alone] = field(default_factory=list)
+    commits_alone: list[Alone] = field(default_factory=list)
 
     async def run(self) -> None:
         log_before = await self.stage.log_position()
@@ -88,6 +99,11 @@ class _Bench:
             for load in self.loads
             for share, rounds in load.offered.items()
         ]
+        if self.echoes_alone:
+            self.result.alone_rows = [
+                AloneRow("echo", "bare echo, as many calls", self.echoes_alone),
+                AloneRow("commit", f"bare commits, {COMMITS_A_SECOND} a second", self.commits_alone),
+            ]
         self.result.log_bytes = await self.stage.log_position() - log_before
         await self._fill()
         self.result.memory = Memory(self.memory)
@@ -112,6 +128,9 @@ class _Bench:
 
     async def _offer(self, load: Load, number: int, capacity: float) -> None:
         """On a schedule, at every share of what it did in a closed loop just now."""
+        if load.workload.target.p99_ms_max is not None:
+            self.echoes_alone.append(await self.stage.echo_alone(self.echo, load, BELOW[0] * capacity))
+            self.commits_alone.append(await self.stage.commits_alone())
         for share in SHARES:
             offered = await self.stage.offer(
                 load,

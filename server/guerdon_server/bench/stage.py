@@ -27,7 +27,15 @@ from guerdon_server.bench.child import Child
 from guerdon_server.bench.counts import NOTHING_COUNTED, Counts, ServerCounts
 from guerdon_server.bench.errors import BenchError
 from guerdon_server.bench.generator import Generator, Shot
-from guerdon_server.bench.open_loop import CONNECTIONS, STREAMS_MAX, Offered, unknown
+from guerdon_server.bench.open_loop import (
+    COMMIT_BYTES,
+    COMMITS_A_SECOND,
+    CONNECTIONS,
+    STREAMS_MAX,
+    Alone,
+    Offered,
+    unknown,
+)
 from guerdon_server.bench.promotion import create_promotion
 from guerdon_server.bench.result import GENERATOR, SERVER, Window
 from guerdon_server.bench.surroundings import memory_bytes, surroundings
@@ -46,6 +54,7 @@ _REST_SECONDS: Final = 0.5
 _GRANTS = "SELECT coalesce(sum(issuance_count), 0)::bigint FROM guerdon.batch"
 _MB: Final = 1 << 20
 _SEGMENT_BYTES: Final = 16 * _MB
+_BARE_COMMIT: Final = "SELECT pg_logical_emit_message(true, 'guerdon', $1::bytea)"
 _NEXT_SEGMENT: Final = "SELECT pg_switch_wal() FROM pg_logical_emit_message(false, 'guerdon', '')"
 _POSTGRES_SETTINGS_TOLD: Final = (
     *("fsync", "synchronous_commit", "full_page_writes", "autovacuum"),
@@ -267,6 +276,32 @@ class Stage:
         )
         shot, cpu, elsewhere = await self.metered(shooting, {SERVER: [echo.pid]})
         return window_of(shot, cpu, elsewhere, granted=0)
+
+    async def echo_alone(self, echo: Child, load: Load, rate: float) -> Alone:
+        """So many calls a second of the echo, with the messages of `load`, on the schedule of `offer`."""
+        told = await self.generator.offer(
+            [echo.target],
+            echo_server.METHOD,
+            load.files[:1],
+            rate=rate,
+            seconds=self.options.seconds,
+            connections=CONNECTIONS,
+            streams=STREAMS_MAX,
+        )
+        latency = told["ok_latency_ms"]
+        return Alone(told["requests"], latency["p50"], latency["p99"], latency["max"])
+
+    async def commits_alone(self) -> Alone:
+        """Transactions that only write to PostgreSQL's log and wait until that is on the disk, one after another."""
+        took: list[float] = []
+        due = began = perf_counter()
+        while due < began + self.options.seconds:
+            await asyncio.sleep(max(0.0, due - perf_counter()))
+            started = perf_counter()
+            await self.ledger.execute(_BARE_COMMIT, os.urandom(COMMIT_BYTES))
+            took.append(perf_counter() - started)
+            due = max(due + 1 / COMMITS_A_SECOND, perf_counter())
+        return Alone.of(took)
 
     async def shoot(
         self, load: Load, *, seconds: float | None = None, calls: int | None = None, servers: int = 1
