@@ -20,7 +20,8 @@ def test_memory_in_huge_pages_counts() -> None:
     with pages:
         for offset in range(0, len(pages), mmap.PAGESIZE):
             pages[offset] = 1
-        assert 8 * _HUGE_BYTES <= usage.tree_bytes(os.getpid()) - before < 12 * _HUGE_BYTES
+        # Not exactly 8: what else the process has may shrink meanwhile (it did, by 6 kB).
+        assert 7 * _HUGE_BYTES < usage.tree_bytes(os.getpid()) - before < 12 * _HUGE_BYTES
 
 
 def test_huge_pages_are_found_in_what_the_kernel_tells() -> None:
