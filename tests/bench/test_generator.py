@@ -57,12 +57,18 @@ async def test_several_targets_are_loaded_at_once(echo_server: Child, tmp_path: 
             )
 
 
-async def test_calls_are_sent_when_they_are_due(echo_server: Child, tmp_path: Path) -> None:
-    blast = generator.choose("auto", tmp_path)
+def on_a_schedule(folder: Path) -> tuple[generator.Generator, Path]:
+    """A generator that keeps one, and its message."""
+    blast = generator.choose("auto", folder)
     if not blast.keeps_schedules:
         pytest.skip("no generator that keeps a schedule: no C compiler, or no libnghttp2-dev")
-    message = tmp_path / "message"
+    message = folder / "message"
     message.write_bytes(MESSAGE)
+    return blast, message
+
+
+async def test_calls_are_sent_when_they_are_due(echo_server: Child, tmp_path: Path) -> None:
+    blast, message = on_a_schedule(tmp_path)
     told = [
         await blast.offer(
             [echo_server.target], echo.METHOD, [message], rate=200, seconds=0.3, connections=1, streams=500
@@ -74,11 +80,7 @@ async def test_calls_are_sent_when_they_are_due(echo_server: Child, tmp_path: Pa
 
 
 async def test_a_schedule_may_be_random(echo_server: Child, tmp_path: Path) -> None:
-    blast = generator.choose("auto", tmp_path)
-    if not blast.keeps_schedules:
-        pytest.skip("no generator that keeps a schedule: no C compiler, or no libnghttp2-dev")
-    message = tmp_path / "message"
-    message.write_bytes(MESSAGE)
+    blast, message = on_a_schedule(tmp_path)
 
     async def calls(*, at_random: bool) -> int:
         told = await blast.offer(
